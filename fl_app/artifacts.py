@@ -1,0 +1,290 @@
+"""The folder of a run, results/<run>/: its only writer and reader.
+
+Files are written beside their place and renamed into it, so a reader never sees half
+of one. `summary.json` comes last: a folder without it is of a run that did not finish.
+"""
+
+import hashlib
+import itertools
+import json
+import os
+import platform
+import re
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fl_app.config import PROJECT_VARIABLE, ConfigError, RunConfig, project_path
+
+Array = np.ndarray[Any, Any]
+
+CONFIG = "config.json"
+METRICS = "metrics.jsonl"
+CLIENTS = "clients.jsonl"
+SUMMARY = "summary.json"
+ERROR = "error.json"
+MODEL = "model.safetensors"
+CURVES = "curves.png"
+PARTITION = "partition.png"
+
+_VERSIONED = ("fl-app", "flwr", "torch", "torchvision", "numpy", "ray")
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a saved model is, beside its tensors: enough to build and feed it."""
+
+    model: str
+    dataset: str
+    input_shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    class_names: list[str]
+
+
+class RunFolder:
+    """One run's folder. Create it with `create`, or name one that is there."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.path.name
+
+    @classmethod
+    def create(cls, config: RunConfig) -> "RunFolder":
+        """Make the folder of a new run and write its config.json.
+
+        Raises:
+            ConfigError: the run exists, or the results folder cannot be written.
+        """
+        results = usable_results_dir(config)
+        folder = cls(results / (config.run_name or unused_name(results, config)))
+        try:
+            folder.path.mkdir()
+        except FileExistsError:
+            raise ConfigError(_taken(folder.path)) from None
+        folder._write_json(CONFIG, {"options": config.options(), **_environment()})
+        return folder
+
+    def write_metrics(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Write metrics.jsonl anew: one line a round, from round 0."""
+        self._write_bytes(METRICS, "".join(map(_line, rows)).encode())
+
+    def append_clients(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Add lines to clients.jsonl: one per client and round."""
+        with (self.path / CLIENTS).open("a") as file:
+            file.writelines(map(_line, rows))
+
+    def write_model(self, arrays: Mapping[str, Array], info: ModelInfo) -> None:
+        """Write model.safetensors, with `info` as its metadata."""
+        from safetensors.numpy import save
+
+        described = {
+            "model": info.model,
+            "dataset": info.dataset,
+            "input_shape": json.dumps(info.input_shape),
+            "normalisation": json.dumps({"mean": info.mean, "std": info.std}),
+            "class_names": json.dumps(info.class_names),
+        }
+        tensors = {name: np.ascontiguousarray(a) for name, a in arrays.items()}
+        self._write_bytes(MODEL, save(tensors, metadata=described))
+
+    def write_picture(self, name: str, png: bytes) -> None:
+        """Write a picture."""
+        self._write_bytes(name, png)
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write summary.json: the run is finished."""
+        self._write_json(SUMMARY, summary)
+
+    def write_error(self, error: BaseException) -> None:
+        """Write error.json: the run ended without a result, and why."""
+        described = {"type": type(error).__name__, "message": str(error)}
+        self._write_json(ERROR, described)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Return the rounds so far; none before round 0 was evaluated."""
+        return self._read_lines(METRICS)
+
+    def clients(self) -> list[dict[str, Any]]:
+        """Return one row per client and round so far."""
+        return self._read_lines(CLIENTS)
+
+    def summary(self) -> dict[str, Any] | None:
+        """Return the summary; None where the run did not finish."""
+        return self._read_json(SUMMARY)
+
+    def error(self) -> dict[str, Any] | None:
+        """Return why the run ended without a result; None where it did not."""
+        return self._read_json(ERROR)
+
+    def _read_json(self, name: str) -> dict[str, Any] | None:
+        path = self.path / name
+        if not path.exists():
+            return None
+        content: dict[str, Any] = json.loads(path.read_text())
+        return content
+
+    def _read_lines(self, name: str) -> list[dict[str, Any]]:
+        path = self.path / name
+        if not path.exists():
+            return []
+        lines = path.read_text().splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        self._write_bytes(name, (json.dumps(content, indent=2) + "\n").encode())
+
+    def _write_bytes(self, name: str, content: bytes) -> None:
+        write_atomically(self.path / name, content)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write the file in full and on disk before it takes its place."""
+    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(draft, 0o644)
+        os.replace(draft, path)
+    except BaseException:
+        Path(draft).unlink(missing_ok=True)
+        raise
+
+
+def read_model(path: Path) -> tuple[dict[str, Array], ModelInfo]:
+    """Return the tensors and the description of a model.safetensors.
+
+    Raises:
+        ConfigError: the file is not there, or is not one that a run has written.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            described = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        normalisation = json.loads(described["normalisation"])
+        channels, height, width = json.loads(described["input_shape"])
+        return arrays, ModelInfo(
+            model=described["model"],
+            dataset=described["dataset"],
+            input_shape=(channels, height, width),
+            mean=tuple(normalisation["mean"]),
+            std=tuple(normalisation["std"]),
+            class_names=json.loads(described["class_names"]),
+        )
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise ConfigError(
+            f"{path} is not a model that a run has written ({error}): give the path "
+            "of a run's model.safetensors"
+        ) from error
+
+
+def model_sha256(arrays: Mapping[str, Array]) -> str:
+    """Return the hash of a model: SHA-256 over its tensors, sorted by name.
+
+    Each adds name, dtype, shape (as text, each followed by a newline) and its
+    little-endian bytes in C order.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.asarray(arrays[name])
+        shape = ",".join(map(str, array.shape))
+        digest.update(f"{name}\n{array.dtype.name}\n{shape}\n".encode())
+        digest.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
+    return digest.hexdigest()
+
+
+def usable_results_dir(config: RunConfig) -> Path:
+    """Return the results folder, made if need be, after a check that it takes files.
+
+    Raises:
+        ConfigError: it cannot be written, or holds a run of the name already.
+    """
+    results = project_path(config.results_dir, "results-dir")
+    try:
+        results.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=results):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"results-dir = {config.results_dir!r} cannot be written ({error}): give "
+            "a folder that can"
+        ) from error
+    if config.run_name and (results / config.run_name).exists():
+        raise ConfigError(_taken(results / config.run_name))
+    return results
+
+
+def unused_name(results: Path, config: RunConfig) -> str:
+    """Return a name made of data set, strategy and time; numbered where taken."""
+    dataset = re.sub(r"[^A-Za-z0-9._-]", "-", Path(config.dataset).name) or "data"
+    stem = f"{dataset}-{config.strategy}-{time.strftime('%Y%m%d-%H%M%S')}"
+    names = itertools.chain([stem], (f"{stem}-{n}" for n in itertools.count(2)))
+    return next(name for name in names if not (results / name).exists())
+
+
+def _taken(path: Path) -> str:
+    return (
+        f"run-name = {path.name!r} exists in {path.parent}: choose another name, or "
+        "remove that folder"
+    )
+
+
+def _environment() -> dict[str, Any]:
+    """Return versions, git commit and host, so that a run can be repeated."""
+    versions = {"python": platform.python_version()}
+    for package in _VERSIONED:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    host = {
+        "name": socket.gethostname(),
+        "system": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+    }
+    return {"versions": versions, "git_commit": _git_commit(), "host": host}
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.split(":", 1)[1].strip() for line in lines if "model name" in line]
+    return names[0] if names else platform.processor()
+
+
+def _git_commit() -> str | None:
+    """Return the project's commit, marked -dirty if files differ; None without git."""
+    project = os.environ.get(PROJECT_VARIABLE)
+    if project is None:
+        return None
+    command = ["git", "-C", project, "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        done = subprocess.run(
+            [*command, "--exclude=*"], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip() or None
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(row) + "\n"

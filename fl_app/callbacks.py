@@ -1,0 +1,156 @@
+"""What happens after each round: metrics files, the log line, the pictures.
+
+A callback has three hooks, all no-ops here. The rows they are given are those of
+metrics.jsonl; they must not change them.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from fl_app import plots
+from fl_app.artifacts import CURVES, PARTITION, RunFolder
+from strategies import wire
+from strategies.fedavg import RoundResult
+
+log = logging.getLogger("flwr.fl_app")
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+class Callback:
+    """Hooks into a run, called by the server in order of registration."""
+
+    def on_start(self, counts: Any, class_names: Sequence[str]) -> None:
+        """Before round 0: `counts` are training examples per client and class."""
+
+    def on_round(self, rows: Rows, result: RoundResult | None) -> None:
+        """After a round: all rows so far; `result` is None for round 0."""
+
+    def on_end(self, rows: Rows) -> None:
+        """After the last round, or when the run fails."""
+
+
+class MetricsFiles(Callback):
+    """Writes metrics.jsonl and clients.jsonl."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+
+    def on_round(self, rows: Rows, result: RoundResult | None) -> None:
+        """Write the rounds anew (the last but one has gained its validation)."""
+        self._folder.write_metrics(rows)
+        if result is not None:
+            self._folder.append_clients(client_rows(result))
+
+    def on_end(self, rows: Rows) -> None:
+        """Write the rounds a last time."""
+        self._folder.write_metrics(rows)
+
+
+def client_rows(result: RoundResult) -> list[dict[str, Any]]:
+    """Return a round's lines of clients.jsonl, sorted by client."""
+    trained = [
+        {
+            "round": result.round,
+            "client": int(row[wire.CLIENT_IDS]),
+            "num_examples": int(row[wire.NUM_EXAMPLES]),
+            "train_loss": row[wire.LOSS],
+            **{
+                key.replace("-", "_"): value
+                for key, value in row.items()
+                if key not in (wire.CLIENT_IDS, wire.NUM_EXAMPLES, wire.LOSS)
+            },
+            "failure": None,
+        }
+        for row in result.trained
+    ]
+    failed = [
+        {
+            "round": result.round,
+            "client": failure.client_id,
+            "node": str(failure.node_id),
+            "failure": failure.reason,
+            "traceback": failure.traceback,
+        }
+        for failure in result.failures
+    ]
+    return sorted(trained + failed, key=lambda row: row["client"])
+
+
+class ProgressLog(Callback):
+    """Logs a line per round, for those who follow with `flwr run --stream`."""
+
+    def __init__(self, num_rounds: int) -> None:
+        self._num_rounds = num_rounds
+
+    def on_round(self, rows: Rows, result: RoundResult | None) -> None:
+        """Log the round's figures."""
+        row = rows[-1]
+        parts = [f"round {row['round']}/{self._num_rounds}"]
+        for key, label in (
+            ("test_accuracy", "test accuracy"),
+            ("test_loss", "test loss"),
+            ("train_loss", "train loss"),
+        ):
+            if row[key] is not None:
+                parts.append(f"{label} {row[key]:.4f}")
+        if result is not None:
+            parts.append(f"{row['num_clients']} clients")
+            parts.append(f"{row['seconds']:.1f} s")
+        log.info("  ".join(parts))
+
+
+class Pictures(Callback):
+    """Draws partition.png once, and curves.png after each round.
+
+    Drawing is done on a thread of its own, so that training does not wait for it; where
+    rounds end faster than a picture is drawn, the next picture shows the newest round.
+    """
+
+    def __init__(self, folder: RunFolder, title: str) -> None:
+        self._folder = folder
+        self._title = title
+        self._wake = threading.Condition()
+        self._next: Callable[[], None] | None = None
+        self._ended = False
+        self._thread = threading.Thread(target=self._draw, daemon=True, name="pictures")
+
+    def on_start(self, counts: Any, class_names: Sequence[str]) -> None:
+        """Draw who owns what."""
+        picture = plots.partition(counts, class_names, f"Partition: {self._title}")
+        self._folder.write_picture(PARTITION, picture)
+        self._thread.start()
+
+    def on_round(self, rows: Rows, result: RoundResult | None) -> None:
+        """Hand the newest rows to the drawing thread."""
+        frozen = [dict(row) for row in rows]
+        with self._wake:
+            self._next = lambda: self._write(frozen)
+            self._wake.notify()
+
+    def on_end(self, rows: Rows) -> None:
+        """Stop the thread; draw the last state."""
+        with self._wake:
+            self._ended = True
+            self._wake.notify()
+        if self._thread.is_alive():
+            self._thread.join()
+        if rows:
+            self._write(rows)
+
+    def _draw(self) -> None:
+        while True:
+            with self._wake:
+                self._wake.wait_for(lambda: self._next is not None or self._ended)
+                draw, self._next = self._next, None
+                if self._ended or draw is None:
+                    return
+            try:
+                draw()
+            except Exception:  # a picture must not end a training
+                log.exception("curves.png could not be drawn")
+
+    def _write(self, rows: Rows) -> None:
+        self._folder.write_picture(CURVES, plots.curves(rows, self._title))

@@ -1,0 +1,126 @@
+"""The command fl-app: thin subcommands over the rest."""
+
+import sys
+from typing import Annotated, Any
+
+import click
+import typer
+from rich.console import Console
+
+from fl_app import environment
+from fl_app.config import ConfigError, RunConfig, project_path
+from fl_app.environment import SetupError
+
+cli = typer.Typer(
+    help="Federated training of PyTorch image classifiers with Flower.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+
+RunConfigArguments = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--run-config",
+        "-c",
+        help="Options as `flwr run` takes them: 'dataset=\"mnist\" num-clients=8'.",
+    ),
+]
+
+
+@cli.command()
+def setup() -> None:
+    """Prepare this machine for `flwr run . local-simulation`; safe to repeat."""
+    changed = environment.setup(environment.find_project())
+    for what in changed:
+        console.print(f"wrote {what}", soft_wrap=True)
+    if not changed:
+        console.print("already set up")
+
+
+@cli.command()
+def run(
+    run_config: RunConfigArguments = None,
+    nodes: Annotated[
+        int | None,
+        typer.Option(help="Simulated nodes. Default: one a GPU, or else one a core."),
+    ] = None,
+) -> None:
+    """Train a federation, simulated on this machine, and draw its curves."""
+    from fl_app import following, simulation
+
+    num_nodes = environment.default_nodes() if nodes is None else nodes
+    environment.check_nodes(num_nodes)
+    project = environment.find_project()
+    environment.setup(project)
+    config, given = resolve(run_config)
+    with console.status("reading the data", spinner="dots"):
+        config = simulation.prepare(config, num_nodes)
+    failure = simulation.run(console, project, config, given, num_nodes)
+    if failure is not None:
+        console.print(failure, soft_wrap=True, markup=False, highlight=False)
+        raise typer.Exit(1)
+    folder = simulation.folder_of(config)
+    following.print_result(console, folder)
+
+
+@cli.command()
+def doctor(run_config: RunConfigArguments = None) -> None:
+    """Say what is wrong with the set-up: versions, cores, data, ports, folders."""
+    from fl_app import doctor as examination
+
+    project = environment.find_project()
+    findings = examination.examine(project, lambda: resolve(run_config)[0])
+    for finding in findings:
+        mark = {True: "[green]ok[/]", False: "[red]wrong[/]", None: "[yellow]note[/]"}
+        console.print(f"{mark[finding.ok]:>6}  ", end="")
+        console.print(f"{finding.what}", soft_wrap=True, markup=False, highlight=False)
+    if any(finding.ok is False for finding in findings):
+        raise typer.Exit(1)
+
+
+def resolve(arguments: list[str] | None) -> tuple[RunConfig, dict[str, Any]]:
+    """Return the run's options, and those given on the command line.
+
+    Raises:
+        ConfigError: one is unknown or not allowed.
+    """
+    from fl_app import submission
+    from fl_app.data.datasets import recipe_for
+
+    options = environment.default_options(environment.find_project())
+    try:
+        given = submission.parse_options(arguments)
+    except (click.ClickException, ValueError) as error:
+        raise ConfigError(f"--run-config cannot be read: {error}") from None
+    for key in given:
+        if key not in options:
+            raise ConfigError(f"option {key} is unknown{_meant(key, list(options))}")
+    return RunConfig.from_options(options | given, recipe_for), given
+
+
+def _meant(key: str, known: list[str]) -> str:
+    from difflib import get_close_matches
+
+    close = get_close_matches(key, known, n=1)
+    return f": did you mean {close[0]}?" if close else f"; there are: {', '.join(known)}"
+
+
+def main() -> None:
+    """Run the command; errors that a user can mend take one line on stderr."""
+    try:
+        environment.enter(environment.find_project())
+        cli(standalone_mode=False)
+    except (ConfigError, SetupError) as error:
+        sys.exit(f"error: {error}")
+    except click.exceptions.Exit as request:
+        sys.exit(request.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)
+
+
+__all__ = ["cli", "main", "project_path"]

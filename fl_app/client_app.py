@@ -1,0 +1,227 @@
+"""The node's side: takes a message, trains and validates the clients in it, replies.
+
+Each client is guarded by itself: one that fails is reported with its reason, and the
+others count all the same.
+"""
+
+import time
+import traceback
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+import strategies
+from fl_app.config import RunConfig
+from strategies import aggregation, wire
+from strategies.randomness import keyed_seed
+from strategies.wire import Arrays
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from fl_app.data.datasets import Dataset
+    from fl_app.data.partition import Partition
+    from fl_app.task import Examples, Normalisation
+
+app = ClientApp()
+
+Row = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """What a node keeps between messages of a run: its data and one resident model."""
+
+    config: RunConfig
+    dataset: "Dataset"
+    partition: "Partition"
+    model: "nn.Module"
+    normalise: "Normalisation"
+
+
+@app.query()
+def query(message: Message, context: Context) -> Message:
+    """Answer which clients this node hosts: here, any client of a shared data set."""
+    counts = _workspace(message, context).partition.label_counts()
+    hosted = wire.pack({wire.LABEL_COUNTS: counts})
+    return Message(RecordDict({wire.HOSTED: hosted}), reply_to=message)
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Validate the global model where asked, then train the clients of the message."""
+    return _work(message, context)
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Validate the global model on the clients of the message."""
+    return _work(message, context)
+
+
+def _work(message: Message, context: Context) -> Message:
+    space = _workspace(message, context)
+    task = message.content.config_records[wire.TASK]
+    received = wire.unpack(message.content.array_records[wire.MODEL])
+    options = message.content.config_records[wire.STRATEGY]
+    train_ids = wire.integers(task, wire.TRAIN_IDS)
+    evaluate_ids = wire.integers(task, wire.EVALUATE_IDS)
+    work = _ClientWork(space, received, _integer(task, wire.ROUND), dict(options))
+
+    reply = RecordDict()
+    trained: list[Row] = []
+    validated: list[Row] = []
+    failed: list[tuple[int, str, str]] = []
+    total = aggregation.ExactSum(work.base)
+    for client in sorted({*train_ids, *evaluate_ids}):
+        try:
+            verdict = work.validate(client) if client in evaluate_ids else None
+            if client in train_ids:
+                update, row = work.train(client)
+                weight = int(row[wire.NUM_EXAMPLES])
+                if len(train_ids) == 1:
+                    aggregation.check_update(update, work.base, weight)
+                    reply[wire.UPDATE] = wire.pack(update)
+                else:
+                    total.add(update, weight)
+                trained.append(row)
+            if verdict is not None:
+                validated.append(verdict)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            failed.append((client, reason, traceback.format_exc()))
+    if total.weight > 0:
+        reply[wire.SUM] = wire.pack(total.totals)
+    for name, rows in ((wire.TRAINED, trained), (wire.VALIDATED, validated)):
+        if rows:
+            reply[name] = MetricRecord(
+                {key: [row[key] for row in rows] for key in rows[0]}  # type: ignore[misc]
+            )
+    if failed:
+        ids, reasons, traces = (list(column) for column in zip(*failed, strict=True))
+        reply[wire.FAILED] = ConfigRecord(
+            {wire.CLIENT_IDS: ids, wire.REASON: reasons, wire.TRACEBACK: traces}
+        )
+    return Message(reply, reply_to=message)
+
+
+class _ClientWork:
+    """One round's work on single clients, with the model as it was received."""
+
+    def __init__(
+        self, space: Workspace, received: Arrays, round: int, options: dict[str, Any]
+    ) -> None:
+        self.space = space
+        self.received = received
+        self.round = round
+        self.options = options
+        self.pooled = space.config.normalisation_policy == "pooled"
+        self.base = aggregation.to_moments(received) if self.pooled else received
+        """What updates are differences to."""
+
+    def validate(self, client: int) -> Row | None:
+        """Return the received model's result; None without validation examples."""
+        from fl_app import task
+
+        space = self.space
+        examples = _examples(space, space.partition.split(client)[1])
+        if len(examples) == 0:
+            return None
+        task.set_arrays(space.model, self.received)
+        result = task.evaluate(
+            space.model,
+            examples,
+            space.normalise,
+            num_classes=len(space.dataset.class_names),
+        )
+        return {
+            wire.CLIENT_IDS: client,
+            wire.NUM_EXAMPLES: result.num_examples,
+            wire.NUM_CORRECT: result.num_correct,
+            wire.LOSS: result.loss,
+        }
+
+    def train(self, client: int) -> tuple[Arrays, Row]:
+        """Return the client's update and its metrics."""
+        from fl_app import task
+        from fl_app.data.augment import AUGMENTATIONS
+
+        start = time.monotonic()
+        space, config = self.space, self.space.config
+        examples = _examples(space, space.partition.split(client)[0])
+        augment = AUGMENTATIONS[space.dataset.augmentation] if config.augment else None
+        seed = keyed_seed(config.seed, "train", round=self.round, client=client)
+        task.set_arrays(space.model, self.received)
+
+        def run_training(*, after_step: task.AfterStep | None = None) -> Row:
+            loss = task.train(
+                space.model,
+                examples,
+                task.TrainOptions.of_round(config, self.round),
+                space.normalise,
+                seed=seed,
+                augment=augment,
+                after_step=after_step,
+            )
+            return {wire.LOSS: loss}
+
+        strategy = strategies.load(config.strategy)
+        metrics = strategy.client_train(space.model, run_training, self.options)
+        local = task.get_arrays(space.model)
+        local = aggregation.to_moments(local) if self.pooled else local
+        update = aggregation.subtract(local, self.base)
+        row = {
+            wire.CLIENT_IDS: client,
+            wire.NUM_EXAMPLES: len(examples),
+            wire.UPDATE_NORM: aggregation.norm(update),
+            wire.SECONDS: time.monotonic() - start,
+        }
+        return update, row | metrics
+
+
+def _workspace(message: Message, context: Context) -> Workspace:
+    num_clients = _integer(message.content.config_records[wire.TASK], wire.NUM_CLIENTS)
+    return _cached_workspace(tuple(sorted(context.run_config.items())), num_clients)
+
+
+@lru_cache(maxsize=1)
+def _cached_workspace(options: tuple[tuple[str, Any], ...], num: int) -> Workspace:
+    """Open the data and build the model, once per run and process."""
+    import torch
+
+    from fl_app import models, task
+    from fl_app.data import datasets
+
+    config = RunConfig.from_options(dict(options), datasets.recipe_for)
+    torch.set_num_threads(config.num_threads)
+    dataset = datasets.load(config)
+    shape, classes = dataset.input_shape, len(dataset.class_names)
+    model = models.build(config.model, shape, classes, seed=0).to(task.device())
+    return Workspace(
+        config,
+        dataset,
+        dataset.partition(config, num),
+        model,
+        task.Normalisation(dataset.mean, dataset.std),
+    )
+
+
+def _examples(space: Workspace, indices: Any) -> "Examples":
+    import torch
+
+    from fl_app.task import Examples
+
+    return Examples(
+        torch.from_numpy(space.dataset.train_images[indices]),
+        torch.from_numpy(space.dataset.train_labels[indices]),
+    )
+
+
+def _integer(record: ConfigRecord, key: str) -> int:
+    value = record[key]
+    if not isinstance(value, int):
+        raise ValueError(f"{key} must be an integer, got {value!r}")
+    return value

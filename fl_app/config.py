@@ -1,0 +1,179 @@
+"""RunConfig: every option of a run, typed and checked before anything is trained.
+
+Options are declared, with their defaults, in `[tool.flwr.app.config]` of
+pyproject.toml. Nothing else reads a run's raw options.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+import strategies
+from fl_app import models
+
+PROJECT_VARIABLE = "FL_APP_PROJECT"
+"""Environment variable with the project's folder, set by what `fl-app setup` leaves."""
+
+Partitioner = Literal["iid", "dirichlet", "shards", "classes", "quantity", "folders"]
+
+
+class ConfigError(ValueError):
+    """An option that cannot be used; the message names it and says what to do."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What "auto" stands for: a good start for one data set on one machine."""
+
+    model: str
+    num_server_rounds: int
+    local_epochs: int
+    batch_size: int
+    learning_rate: float
+    augment: bool
+
+
+def _kebab(name: str) -> str:
+    return name.replace("_", "-")
+
+
+class RunConfig(BaseModel):
+    """Options of one run. Immutable; see pyproject.toml for what each means."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        alias_generator=_kebab,
+        validate_by_name=True,
+        validate_by_alias=True,
+        protected_namespaces=(),
+    )
+
+    dataset: str = Field(min_length=1)
+    data_dir: str
+    partitioner: Partitioner
+    dirichlet_alpha: float = Field(gt=0, allow_inf_nan=False)
+    classes_per_client: int = Field(ge=1)
+    shards_per_client: int = Field(ge=1)
+    num_clients: int = Field(ge=0, le=1_000_000)
+    validation_fraction: float = Field(ge=0, lt=1)
+    augment: bool
+
+    model: str
+    initial_model: str
+    normalisation_policy: Literal["average", "pooled"]
+
+    strategy: str
+    strategy_options: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    proximal_mu: float = Field(ge=0, allow_inf_nan=False)
+    num_server_rounds: int = Field(ge=1)
+    fraction_train: float = Field(gt=0, le=1)
+    fraction_evaluate: float = Field(ge=0, le=1)
+    evaluate_every: int = Field(ge=1)
+    min_nodes: int = Field(ge=1)
+    node_timeout: float = Field(gt=0, allow_inf_nan=False)
+    min_fraction: float = Field(ge=0, le=1)
+    max_failed_rounds: int = Field(ge=1)
+    round_timeout: float = Field(gt=0, allow_inf_nan=False)
+
+    local_epochs: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    optimizer: Literal["sgd", "adam"]
+    learning_rate: float = Field(gt=0, allow_inf_nan=False)
+    learning_rate_decay: float = Field(gt=0, le=1)
+    momentum: float = Field(ge=0, lt=1)
+    weight_decay: float = Field(ge=0, allow_inf_nan=False)
+    num_threads: int = Field(ge=1, le=1024)
+
+    seed: int = Field(ge=0, lt=2**63)
+    run_name: str = Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,99})?$")
+    results_dir: str = Field(min_length=1)
+
+    @field_validator("strategy")
+    @classmethod
+    def _strategy_exists(cls, name: str) -> str:
+        if name not in strategies.available():
+            raise ValueError(f"there are: {', '.join(strategies.available())}")
+        return name
+
+    @field_validator("model")
+    @classmethod
+    def _model_exists(cls, name: str) -> str:
+        if name not in models.MODELS:
+            raise ValueError(f"there are: {', '.join(sorted(models.MODELS))}")
+        return name
+
+    @classmethod
+    def from_options(
+        cls, options: Mapping[str, Any], recipe_for: Callable[[str], Recipe]
+    ) -> "RunConfig":
+        """Return the checked configuration of a run.
+
+        Args:
+            options: kebab-case keys to values, all of them, as Flower hands them over;
+                `<strategy>.<option>` keys belong to that strategy alone.
+            recipe_for: the recipe of a data set by name, for "auto" values.
+
+        Raises:
+            ConfigError: an option is unknown, missing or not allowed.
+        """
+        values = {k: v for k, v in options.items() if "." not in k}
+        recipe = asdict(recipe_for(str(values.get("dataset", ""))))
+        for name, value in recipe.items():
+            given = values.get(_kebab(name))
+            if given == "auto" or (given == 0 and not isinstance(given, bool)):
+                values[_kebab(name)] = value
+        prefix = f"{values.get('strategy')}."
+        values["strategy-options"] = {
+            key.removeprefix(prefix): value
+            for key, value in options.items()
+            if key.startswith(prefix)
+        }
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise ConfigError(_one_line(error)) from None
+
+    def options(self) -> dict[str, Any]:
+        """Return all options as resolved, kebab-case."""
+        return self.model_dump(by_alias=True)
+
+
+def _one_line(error: ValidationError) -> str:
+    """Say what is wrong with each option in one line."""
+    lines = []
+    for item in error.errors():
+        option = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "missing":
+            lines.append(f"option {option} is missing")
+        elif item["type"] == "extra_forbidden":
+            lines.append(f"option {option} is unknown")
+        else:
+            reason = item["msg"].removeprefix("Value error, ")
+            reason = reason.replace("Input should", "should")
+            lines.append(f"{option} = {item['input']!r} is not allowed: {reason}")
+    return "; ".join(lines)
+
+
+def project_path(value: str, option: str) -> Path:
+    """Return the absolute path that an option names; relative to the project's folder.
+
+    Raises:
+        ConfigError: the path is relative and this process was not told the project's
+            folder.
+    """
+    path = Path(value).expanduser()
+    if path.is_absolute():
+        return path
+    project = os.environ.get(PROJECT_VARIABLE)
+    if not project:
+        raise ConfigError(
+            f"{option} = {value!r} is relative, and this process does not know the "
+            "project's folder: run `fl-app setup`, or give an absolute path"
+        )
+    return Path(project) / path

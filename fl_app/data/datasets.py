@@ -1,0 +1,212 @@
+"""Data sets by name: where they lie, how they are read, and a recipe to train them."""
+
+import hashlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fl_app.config import ConfigError, Recipe, RunConfig, project_path
+from fl_app.data import cache, reading
+from fl_app.data.partition import Partition
+from fl_app.data.partition import build as build_partition
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """A named data set. `bundled` reads it without a file or a network."""
+
+    recipe: Recipe
+    hub_id: str = ""
+    bundled: Callable[[], cache.Contents] | None = None
+    augmentation: str = "rotate-shift"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set in memory-mapped arrays: images (N, C, H, W) uint8, labels (N,) int64."""
+
+    name: str
+    train_images: Array
+    train_labels: Array
+    test_images: Array
+    test_labels: Array
+    class_names: list[str]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    augmentation: str
+    owners: list[str]
+    """Names of the clients, where the data comes in one folder per client."""
+    train_owners: Array | None = None
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Channels, height, width."""
+        _, channels, height, width = self.train_images.shape
+        return channels, height, width
+
+    def partition(self, config: RunConfig, num_nodes: int) -> Partition:
+        """Return who owns what; `num-clients` = 0 stands for one client per node.
+
+        Raises:
+            ConfigError: the options do not fit the data.
+        """
+        num_clients = config.num_clients or len(self.owners) or num_nodes
+        if self.owners and num_clients != len(self.owners):
+            raise ConfigError(
+                f"num-clients = {num_clients} does not fit partitioner = 'folders': "
+                f"there are {len(self.owners)} client folders (0 takes them all)"
+            )
+        return build_partition(
+            config,
+            np.asarray(self.train_labels),
+            num_classes=len(self.class_names),
+            num_clients=num_clients,
+            owners=self.train_owners,
+        )
+
+
+DATASETS: dict[str, DatasetSpec] = {
+    "digits": DatasetSpec(
+        bundled=reading.read_digits,
+        recipe=Recipe(
+            model="cnn",
+            num_server_rounds=10,
+            local_epochs=3,
+            batch_size=16,
+            learning_rate=0.02,
+            augment=False,
+        ),
+    ),
+    "mnist": DatasetSpec(
+        hub_id="ylecun/mnist",
+        recipe=Recipe(
+            model="cnn",
+            num_server_rounds=10,
+            local_epochs=2,
+            batch_size=50,
+            learning_rate=0.02,
+            augment=True,
+        ),
+    ),
+    "fashion-mnist": DatasetSpec(
+        hub_id="zalando-datasets/fashion_mnist",
+        recipe=Recipe(
+            model="improved-cnn",
+            num_server_rounds=20,
+            local_epochs=2,
+            batch_size=50,
+            learning_rate=0.02,
+            augment=False,
+        ),
+    ),
+}
+OTHER = DatasetSpec(
+    recipe=Recipe(
+        model="improved-cnn",
+        num_server_rounds=20,
+        local_epochs=2,
+        batch_size=32,
+        learning_rate=0.02,
+        augment=False,
+    )
+)
+"""What a local folder or a Hub data set without an entry above is given."""
+
+
+def recipe_for(name: str) -> Recipe:
+    """Return the recipe that "auto" options take for this data set."""
+    return DATASETS.get(name, OTHER).recipe
+
+
+def load(config: RunConfig) -> Dataset:
+    """Return the data set of a run, from the cache or its source.
+
+    Raises:
+        ConfigError: it is not there or holds nothing usable; the message names the
+            option and what to do.
+    """
+    name = config.dataset
+    spec = DATASETS.get(name, OTHER)
+    key, read = _source(config, spec)
+    arrays, described = cache.open_or_build(key, read)
+    return Dataset(
+        name=name,
+        train_images=arrays["train-images"],
+        train_labels=arrays["train-labels"],
+        test_images=arrays["test-images"],
+        test_labels=arrays["test-labels"],
+        class_names=described["class-names"],
+        mean=tuple(described["mean"]),
+        std=tuple(described["std"]),
+        augmentation=spec.augmentation,
+        owners=described["owners"],
+        train_owners=arrays.get("train-owners"),
+    )
+
+
+def _source(
+    config: RunConfig, spec: DatasetSpec
+) -> tuple[str, Callable[[], cache.Contents]]:
+    """Return a cache key for the source as it is now, and how to read it."""
+    name = config.dataset
+    folder = _local_folder(config)
+    if config.partitioner == "folders":
+        if folder is None:
+            raise ConfigError(
+                f"partitioner = 'folders' needs a local folder of client folders, and "
+                f"dataset = {name!r} is none: give its path"
+            )
+        return _key("folders", folder), lambda: reading.read_owners(folder)
+    if spec.bundled is not None:
+        return name, spec.bundled
+    if folder is not None:
+        return _key("folder", folder), lambda: reading.read_folder(folder)
+    hub_id = spec.hub_id or name
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", hub_id):
+        known = ", ".join(sorted(DATASETS))
+        raise ConfigError(
+            f"dataset = {name!r} is unknown; there are: {known}; or give a folder's "
+            "path, or an owner/name on the Hugging Face Hub"
+        )
+    slug = hub_id.replace("/", "--")
+    return f"hub-{slug}", lambda: reading.read_hub(hub_id, name)
+
+
+def _local_folder(config: RunConfig) -> Path | None:
+    """Return the folder the options point at; None where they mean another source."""
+    name = config.dataset
+    spec = DATASETS.get(name)
+    if spec is not None and spec.bundled is not None:
+        return None
+    if name.startswith(("/", "~", ".")):
+        folder = project_path(name, "dataset")
+        if not folder.is_dir():
+            raise ConfigError(f"dataset = {name!r}: there is no folder {folder}")
+        return folder
+    if not config.data_dir:
+        return None
+    folder = project_path(config.data_dir, "data-dir") / name
+    if not folder.is_dir():
+        raise ConfigError(
+            f"dataset = {name!r} is not in data-dir = {config.data_dir!r}: there is no "
+            f"folder {folder}; put it there, or leave data-dir empty to read the Hub"
+        )
+    return folder
+
+
+def _key(kind: str, folder: Path) -> str:
+    """Return a cache key that changes when a file is added, removed or altered."""
+    digest = hashlib.sha256(str(folder.resolve()).encode())
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            stat = path.stat()
+            digest.update(
+                f"{path.relative_to(folder)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode()
+            )
+    return f"{kind}-{folder.name}-{digest.hexdigest()[:16]}"

@@ -1,0 +1,133 @@
+"""Follows a run from its folder and shows how it goes, in a terminal or a log."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from fl_app.artifacts import CURVES, PARTITION, RunFolder
+
+_POLL_SECONDS = 0.2
+_STATUS_SECONDS = 1.0
+
+
+class RunView:
+    """A progress bar with round, accuracy, loss and time left; plain lines in a log."""
+
+    def __init__(self, console: Console, num_rounds: int) -> None:
+        self._console = console
+        self._num_rounds = num_rounds
+        self._shown = 0
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> "RunView":
+        self._progress.start()
+        self._task = self._progress.add_task(
+            "starting", total=self._num_rounds, figures="", start=False
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def show(self, rows: list[dict[str, Any]]) -> None:
+        """Show rounds that were not shown yet."""
+        for row in rows[self._shown :]:
+            self._show(row)
+        self._shown = max(self._shown, len(rows))
+
+    def _show(self, row: dict[str, Any]) -> None:
+        figures = figures_of(row)
+        if not self._console.is_terminal:
+            self._console.print(f"round {row['round']}/{self._num_rounds}  {figures}")
+            return
+        assert self._task is not None
+        if row["round"] == 0:
+            self._progress.start_task(self._task)
+        self._progress.update(
+            self._task, description="round", completed=row["round"], figures=figures
+        )
+
+
+def figures_of(row: dict[str, Any]) -> str:
+    """Return a round's figures in one phrase; what was not measured is left out."""
+    parts = []
+    if row["test_accuracy"] is not None:
+        parts.append(f"accuracy {row['test_accuracy']:.4f}")
+    if row["test_loss"] is not None:
+        parts.append(f"loss {row['test_loss']:.4f}")
+    elif row["train_loss"] is not None:
+        parts.append(f"training loss {row['train_loss']:.4f}")
+    if row["num_failures"]:
+        parts.append(f"{row['num_failures']} clients failed")
+    return "  ".join(parts)
+
+
+def follow(folder: RunFolder, view: RunView, finished: Callable[[], bool]) -> None:
+    """Show the run's rounds until `finished()`, which is asked about once a second."""
+    asked = time.monotonic()
+    while True:
+        view.show(folder.metrics())
+        if time.monotonic() - asked > _STATUS_SECONDS or folder.summary() is not None:
+            asked = time.monotonic()
+            if finished():
+                view.show(folder.metrics())
+                return
+        time.sleep(_POLL_SECONDS)
+
+
+def print_result(console: Console, folder: RunFolder) -> None:
+    """Print a finished run's figures and where its pictures are."""
+    summary = folder.summary()
+    assert summary is not None
+    last = folder.metrics()[-1]
+    table = Table(title=folder.name, show_header=False, title_justify="left")
+    for label, value in (
+        ("test accuracy", _figure(summary["final_test_accuracy"])),
+        ("test loss", _figure(summary["final_test_loss"])),
+        ("validation accuracy", _figure(last["validation_accuracy"])),
+        ("rounds", str(summary["rounds"])),
+        ("seconds", f"{summary['total_seconds']:.1f}"),
+        ("model", summary["model_sha256"][:16]),
+    ):
+        table.add_row(label, value)
+    console.print(table)
+    for name in (CURVES, PARTITION):
+        console.print(str(folder.path / name), soft_wrap=True, highlight=False)
+
+
+def _figure(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.4f}"
+
+
+def first_traceback(folder: RunFolder) -> str | None:
+    """Return the first failed client's traceback, with its name; None without one."""
+    for row in folder.clients():
+        if row.get("failure"):
+            where = f"client {row['client']} in round {row['round']} (node {row['node']})"
+            return f"{where}:\n{row['traceback'].rstrip()}"
+    return None

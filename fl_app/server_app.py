@@ -1,0 +1,227 @@
+"""The server's side of a run: options -> data -> model -> strategy -> artifacts."""
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+import strategies
+from fl_app import artifacts
+from fl_app.artifacts import ModelInfo, RunFolder
+from fl_app.callbacks import Callback, MetricsFiles, Pictures, ProgressLog
+from fl_app.config import ConfigError, RunConfig, project_path
+from strategies.fedavg import FedAvg, RoundResult, Validation
+from strategies.federation import Federation
+from strategies.randomness import keyed_seed
+from strategies.wire import Arrays
+
+if TYPE_CHECKING:
+    from fl_app.data.datasets import Dataset
+    from fl_app.task import Evaluation
+
+log = logging.getLogger("flwr.fl_app")
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the federation that the run's options describe."""
+    from fl_app.data import datasets
+
+    start = time.monotonic()
+    config = RunConfig.from_options(context.run_config, datasets.recipe_for)
+    artifacts.usable_results_dir(config)
+    dataset = datasets.load(config)
+    arrays, info = initial_model(config, dataset)
+    strategy = build_strategy(config)
+    federation = Federation(
+        grid, min_nodes=config.min_nodes, node_timeout=config.node_timeout
+    )
+    folder = RunFolder.create(config)
+    log.info("Results go to %s", folder.path)
+    title = f"{config.dataset}, {config.model}, {config.strategy}"
+    callbacks = [
+        MetricsFiles(folder),
+        ProgressLog(config.num_server_rounds),
+        Pictures(folder, f"{title}, {len(federation.client_ids)} clients"),
+    ]
+    history = History(callbacks)
+    with _recorded(folder, history):
+        for callback in callbacks:
+            callback.on_start(federation.label_counts, info.class_names)
+        test = GlobalTest(dataset, info)
+        arrays, final = run_rounds(config, strategy, federation, arrays, test, history)
+        folder.write_model(arrays, info)
+    folder.write_summary(
+        {
+            "final_test_accuracy": final.accuracy if final else None,
+            "final_test_loss": final.loss if final else None,
+            "per_class_accuracy": final.per_class_accuracy if final else None,
+            "rounds": config.num_server_rounds,
+            "total_seconds": round(time.monotonic() - start, 3),
+            "model_sha256": artifacts.model_sha256(arrays),
+        }
+    )
+
+
+def initial_model(config: RunConfig, dataset: "Dataset") -> tuple[Arrays, ModelInfo]:
+    """Return the untrained global model: seeded, or read from `initial-model`.
+
+    Raises:
+        ConfigError: `initial-model` is no model file, or of another model.
+    """
+    from fl_app import models, task
+
+    shape, num_classes = dataset.input_shape, len(dataset.class_names)
+    info = ModelInfo(
+        config.model,
+        config.dataset,
+        shape,
+        dataset.mean,
+        dataset.std,
+        dataset.class_names,
+    )
+    seed = keyed_seed(config.seed, "model")
+    model = models.build(config.model, shape, num_classes, seed=seed)
+    if config.initial_model:
+        path = project_path(config.initial_model, "initial-model")
+        given, _ = artifacts.read_model(path)
+        try:
+            task.set_arrays(model, given)
+        except ValueError as error:
+            raise ConfigError(
+                f"initial-model = {config.initial_model!r} does not fit model = "
+                f"{config.model!r} on {config.dataset!r}: {error}; start from a file "
+                "of the same model and data set, or leave initial-model empty"
+            ) from None
+    return task.get_arrays(model), info
+
+
+def build_strategy(config: RunConfig) -> FedAvg:
+    """Return the run's strategy.
+
+    Raises:
+        ConfigError: one of its options is not allowed.
+    """
+    try:
+        return strategies.build(
+            config.strategy,
+            config.options(),
+            config.strategy_options,
+        )
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"strategy = {config.strategy!r}: {error}") from None
+
+
+class GlobalTest:
+    """The global test split, evaluated with all cores of the server.
+
+    It is for reporting only: nothing is ever chosen by it.
+    """
+
+    def __init__(self, dataset: "Dataset", info: ModelInfo) -> None:
+        import torch
+
+        from fl_app import models, task
+
+        self._examples = task.Examples(
+            torch.tensor(dataset.test_images), torch.tensor(dataset.test_labels)
+        )
+        self._num_classes = len(info.class_names)
+        self._model = models.build(
+            info.model, info.input_shape, self._num_classes, seed=0
+        ).to(task.device())
+        self._normalise = task.Normalisation(info.mean, info.std)
+
+    def __call__(self, arrays: Arrays) -> "Evaluation | None":
+        """Return the model's result; None where there is no test split."""
+        from fl_app import task
+
+        if len(self._examples) == 0:
+            return None
+        task.set_arrays(self._model, arrays)
+        return task.evaluate(
+            self._model,
+            self._examples,
+            self._normalise,
+            num_classes=self._num_classes,
+        )
+
+
+class History:
+    """The rows of metrics.jsonl as they grow, and the callbacks that see them."""
+
+    def __init__(self, callbacks: list[Callback]) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self._callbacks = callbacks
+
+    def add(self, result: RoundResult | None, test: "Evaluation | None") -> None:
+        """Add a round's row; complete the row before with what clients said of it."""
+        if result is not None:
+            self.validated(result.validation)
+        self.rows.append(
+            {
+                "round": result.round if result else 0,
+                "test_accuracy": test.accuracy if test else None,
+                "test_loss": test.loss if test else None,
+                "train_loss": result.train_loss if result else None,
+                "validation_accuracy": None,
+                "validation_loss": None,
+                "num_clients": len(result.trained) if result else 0,
+                "num_failures": len(result.failures) if result else 0,
+                "seconds": round(result.seconds, 3) if result else None,
+                "upload_bytes": result.upload_bytes if result else None,
+                "download_bytes": result.download_bytes if result else None,
+            }
+        )
+        for callback in self._callbacks:
+            callback.on_round(self.rows, result)
+
+    def validated(self, validation: Validation | None) -> None:
+        """Add the clients' verdict to the newest row, whose model they received."""
+        if validation is not None:
+            self.rows[-1]["validation_accuracy"] = validation.accuracy
+            self.rows[-1]["validation_loss"] = validation.loss
+
+    def end(self) -> None:
+        """Let the callbacks finish."""
+        for callback in self._callbacks:
+            callback.on_end(self.rows)
+
+
+def run_rounds(
+    config: RunConfig,
+    strategy: FedAvg,
+    federation: Federation,
+    arrays: Arrays,
+    test: GlobalTest,
+    history: History,
+) -> tuple[Arrays, "Evaluation | None"]:
+    """Train all rounds; return the last global model and its test result."""
+    last = config.num_server_rounds
+    result = test(arrays)
+    history.add(None, result)
+    for round in strategy.rounds(federation, arrays, last):
+        arrays = round.arrays
+        due = strategy.evaluates(round.round) or round.round == last
+        result = test(arrays) if due else None
+        history.add(round, result)
+    history.validated(strategy.validate(federation, arrays, last))
+    return arrays, result
+
+
+@contextlib.contextmanager
+def _recorded(folder: RunFolder, history: History) -> Iterator[None]:
+    """Finish the files whatever happens; leave error.json if something did."""
+    try:
+        yield
+    except BaseException as error:
+        folder.write_error(error)
+        raise
+    finally:
+        history.end()

@@ -1,0 +1,54 @@
+"""Defaults that every Python process of the project's environment starts with.
+
+Flower starts a local SuperLink by itself, detached, with the environment of whichever
+shell typed `flwr run` first; nothing of a later shell reaches it. So these defaults are
+set at the start of Python: `fl-app setup` copies this file into site-packages, beside a
+`.pth` line that calls `apply`. It must stay quick and import the standard library only.
+"""
+
+import json
+import os
+import sys
+import zlib
+from collections.abc import MutableMapping
+
+RECORD = "FL_APP_DEFAULTS"
+
+
+def apply(project: str, environment: MutableMapping[str, str] = os.environ) -> None:
+    """Set the defaults; what the user has set stays.
+
+    What an outer process set by this function (a test that starts another checkout's
+    Python, say) is recorded, is not the user's, and is replaced.
+    """
+    try:
+        inherited = json.loads(environment.get(RECORD, "{}"))
+    except ValueError:
+        inherited = {}
+    values = defaults(project, environment)
+    for name, value in values.items():
+        if name not in environment or environment[name] == inherited.get(name):
+            environment[name] = value
+    environment[RECORD] = json.dumps(values)
+    scripts = os.path.dirname(sys.executable)
+    path = environment.get("PATH", os.defpath).split(os.pathsep)
+    if scripts not in path:
+        environment["PATH"] = os.pathsep.join([scripts, *path])
+
+
+def defaults(project: str, environment: MutableMapping[str, str]) -> dict[str, str]:
+    """Return the defaults for a project's folder and the Flower home in force.
+
+    Ports are a hash of both, so that a local SuperLink of another project, which would
+    run the app in that project's folder and Python, is never taken for ours.
+    """
+    home = environment.get("FLWR_HOME") or os.path.expanduser("~/.flwr")
+    slot = zlib.crc32(f"{project}\0{os.path.abspath(home)}".encode()) % 6000
+    port = 20000 + 2 * slot  # below the ports that Linux hands out by itself
+    return {
+        "FL_APP_PROJECT": project,
+        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(port),
+        "FLWR_LOCAL_CONTROL_API_PORT": str(port + 1),
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+    }

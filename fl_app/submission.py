@@ -1,0 +1,98 @@
+"""Starts, follows and stops runs through Flower's Control API.
+
+The one file that uses modules of Flower that are not its public API: in-process they
+take milliseconds where each `flwr` command takes a second of a core, which the
+simulation needs. They are those of the release that pyproject.toml admits.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flwr.cli.build import build_fab_from_disk
+from flwr.cli.flower_config import read_superlink_connection
+from flwr.cli.utils import flwr_cli_exc_handler, init_http_client_from_connection
+from flwr.common.config import parse_config_args
+from flwr.common.serde import fab_to_proto, user_config_to_proto
+from flwr.proto.control_pb2 import (
+    ListRunsRequest,
+    StartRunRequest,
+    StopRunRequest,
+    StreamLogsRequest,
+)
+from flwr.supercore.fab import Fab
+from flwr.supercore.utils import simulation_config_from_json
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where a run stands: `state` as Flower words it, `details` if it failed."""
+
+    state: str
+    sub_state: str
+    details: str
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has ended, well or not."""
+        return self.state == "finished"
+
+    @property
+    def completed(self) -> bool:
+        """Whether the run has ended well."""
+        return self.finished and self.sub_state == "completed"
+
+
+class Connection:
+    """A SuperLink by its name in Flower's config.toml; started first if it is local."""
+
+    def __init__(self, name: str) -> None:
+        """Raises: click.ClickException: there is none, or it cannot be reached."""
+        self._client = init_http_client_from_connection(read_superlink_connection(name))
+
+    def start(
+        self, project: Path, options: Mapping[str, Any], simulation: Mapping[str, Any]
+    ) -> int:
+        """Submit the app; return the run's id in Flower.
+
+        Args:
+            project: folder of the app.
+            options: the run's options that differ from the defaults.
+            simulation: number of simulated nodes and the resources of one.
+        """
+        bundle = build_fab_from_disk(project)
+        request = StartRunRequest(
+            fab=fab_to_proto(Fab(hashlib.sha256(bundle).hexdigest(), bundle, {})),
+            override_config=user_config_to_proto(dict(options)),
+            federation="",
+            override_federation_config=simulation_config_from_json(
+                {key.replace("-", "_"): value for key, value in simulation.items()}
+            ),
+        )
+        with flwr_cli_exc_handler():
+            return int(self._client.StartRun(request).run_id)
+
+    def status(self, run_id: int) -> Status:
+        """Return where the run stands."""
+        with flwr_cli_exc_handler():
+            response = self._client.ListRuns(ListRunsRequest(run_id=run_id))
+        status = response.run_dict[run_id].status
+        return Status(status.status, status.sub_status, status.details)
+
+    def stop(self, run_id: int) -> None:
+        """Stop the run."""
+        with flwr_cli_exc_handler():
+            self._client.StopRun(StopRunRequest(run_id=run_id))
+
+    def log(self, run_id: int) -> str:
+        """Return the log of a run that has ended."""
+        with flwr_cli_exc_handler():
+            request = StreamLogsRequest(run_id=run_id, after_timestamp=0.0)
+            return "".join(r.log_output for r in self._client.StreamLogs(request))
+
+
+def parse_options(arguments: list[str] | None) -> dict[str, Any]:
+    """Return the options of `-c 'key=value ...'` arguments, as `flwr run` reads them."""
+    return dict(parse_config_args(arguments))

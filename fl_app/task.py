@@ -1,0 +1,230 @@
+"""Local training and evaluation in plain PyTorch; knows nothing of federation.
+
+Images are uint8 tensors (N, C, H, W); batches are gathered, augmented and normalised
+as a whole, without a data loader.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fl_app.config import RunConfig
+
+Augment = Callable[[Tensor, torch.Generator], Tensor]
+"""Changes a float batch (B, C, H, W) in [0, 255], each image by its own draw."""
+
+AfterStep = Callable[[float], None]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Images (N, C, H, W) uint8 and labels (N,) int64, in memory."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Mean and standard deviation per channel, of pixels scaled to [0, 1]."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Return float32 (B, C, H, W) with zero mean, unit variance, from [0, 255]."""
+        shift = torch.tensor(self.mean, device=pixels.device).view(-1, 1, 1) * 255
+        scale = 1 / (torch.tensor(self.std, device=pixels.device).view(-1, 1, 1) * 255)
+        return (pixels - shift) * scale
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How one client trains in one round."""
+
+    local_epochs: int
+    batch_size: int
+    optimizer: str
+    learning_rate: float
+    momentum: float
+    weight_decay: float
+
+    @classmethod
+    def of_round(cls, config: RunConfig, round: int) -> "TrainOptions":
+        """Return the run's options; the learning rate has decayed round - 1 times."""
+        return cls(
+            local_epochs=config.local_epochs,
+            batch_size=config.batch_size,
+            optimizer=config.optimizer,
+            learning_rate=config.learning_rate
+            * config.learning_rate_decay ** (round - 1),
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+        )
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Sums over examples, so that results of several clients can be added."""
+
+    num_examples: int
+    num_correct: int
+    loss: float
+    """Mean cross-entropy per example, in nats; 0 where there is no example."""
+    correct_per_class: list[int]
+    examples_per_class: list[int]
+
+    @property
+    def accuracy(self) -> float:
+        """Fraction of examples classified right."""
+        return self.num_correct / self.num_examples
+
+    @property
+    def per_class_accuracy(self) -> list[float | None]:
+        """Fraction of each class classified right; None where a class has no example."""
+        return [
+            right / number if number else None
+            for right, number in zip(
+                self.correct_per_class, self.examples_per_class, strict=True
+            )
+        ]
+
+
+def train(
+    model: nn.Module,
+    examples: Examples,
+    options: TrainOptions,
+    normalise: Normalisation,
+    *,
+    seed: int,
+    augment: Augment | None = None,
+    after_step: AfterStep | None = None,
+) -> float:
+    """Train the model in place; return the mean loss per example over all steps.
+
+    Shuffling, augmentation and dropout are drawn from `seed` alone, and the caller's
+    random state is left as it was. The last batch of an epoch may be smaller.
+
+    Raises:
+        FloatingPointError: the loss is not finite.
+    """
+    device = next(model.parameters()).device
+    optimizer = _optimizer(model, options)
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    model.train()
+    with _seeded(seed, device) as draws:
+        for _ in range(options.local_epochs):
+            order = torch.randperm(len(examples), generator=draws)
+            for chosen in order.split(options.batch_size):
+                pixels = examples.images[chosen].to(device, torch.float32)
+                labels = examples.labels[chosen].to(device)
+                if augment is not None:
+                    pixels = augment(pixels, draws)
+                optimizer.zero_grad(set_to_none=True)
+                loss = F.cross_entropy(model(normalise(pixels)), labels)
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                if after_step is not None:
+                    after_step(options.learning_rate)
+                total += loss.detach() * len(labels)
+    mean = float(total) / (len(examples) * options.local_epochs)
+    if not np.isfinite(mean):
+        raise FloatingPointError(
+            "the training loss is not finite: a smaller learning-rate may help"
+        )
+    return mean
+
+
+def _optimizer(model: nn.Module, options: TrainOptions) -> torch.optim.Optimizer:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    common = {
+        "lr": options.learning_rate,
+        "weight_decay": options.weight_decay,
+        "fused": True,
+    }
+    if options.optimizer == "adam":
+        return torch.optim.Adam(parameters, **common)  # type: ignore[arg-type]
+    return torch.optim.SGD(parameters, momentum=options.momentum, **common)  # type: ignore[arg-type]
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[torch.Generator]:
+    """Seed torch's global generator within the block; yield one of our own, on CPU."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield torch.Generator().manual_seed(seed ^ 0x5DEECE66D)
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module,
+    examples: Examples,
+    normalise: Normalisation,
+    *,
+    num_classes: int,
+    chunk: int = 500,
+) -> Evaluation:
+    """Return loss and accuracy over the examples, in eval mode, `chunk` at a time."""
+    device = next(model.parameters()).device
+    model.eval()
+    loss = torch.zeros((), dtype=torch.float64)
+    correct = torch.zeros(num_classes, dtype=torch.int64)
+    for start in range(0, len(examples), chunk):
+        images = examples.images[start : start + chunk].to(device, torch.float32)
+        labels = examples.labels[start : start + chunk]
+        logits = model(normalise(images)).cpu()
+        loss += F.cross_entropy(logits, labels, reduction="sum")
+        hits = labels[logits.argmax(dim=1) == labels]
+        correct += torch.bincount(hits, minlength=num_classes)
+    count = torch.bincount(examples.labels, minlength=num_classes)
+    return Evaluation(
+        num_examples=len(examples),
+        num_correct=int(correct.sum()),
+        loss=float(loss) / max(1, len(examples)),
+        correct_per_class=correct.tolist(),
+        examples_per_class=count.tolist(),
+    )
+
+
+def get_arrays(model: nn.Module) -> dict[str, np.ndarray[Any, Any]]:
+    """Return the model's state (parameters and buffers) as new arrays, by name."""
+    return {
+        name: tensor.detach().cpu().numpy().copy()
+        for name, tensor in model.state_dict().items()
+    }
+
+
+def set_arrays(model: nn.Module, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
+    """Copy the arrays into the model, in place.
+
+    Raises:
+        ValueError: names, shapes or dtypes differ from the model's.
+    """
+    state = model.state_dict()
+    if state.keys() != arrays.keys():
+        odd = ", ".join(sorted(state.keys() ^ arrays.keys()))
+        raise ValueError(f"the arrays are of another model; not in both: {odd}")
+    with torch.no_grad():
+        for name, tensor in state.items():
+            source = torch.from_numpy(np.array(arrays[name]))
+            if source.shape != tensor.shape or source.dtype != tensor.dtype:
+                raise ValueError(
+                    f"{name!r} is {source.dtype} {tuple(source.shape)}, the model's is "
+                    f"{tensor.dtype} {tuple(tensor.shape)}"
+                )
+            tensor.copy_(source)
+
+
+def device() -> torch.device:
+    """Return the device this process was given: a GPU where it sees one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

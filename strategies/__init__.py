@@ -1,0 +1,62 @@
+"""The algorithms: one file each, server half and client half together.
+
+A strategy is a file in this folder that sets `STRATEGY`; the file's name is its value
+for the option `strategy`.
+"""
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from strategies.fedavg import FedAvg
+
+_SUPPORT = {"aggregation", "federation", "randomness", "replies", "wire"}
+
+
+def available() -> list[str]:
+    """Return the names of all strategies, sorted."""
+    names = {module.name for module in pkgutil.iter_modules(__path__)}
+    return sorted(names - _SUPPORT)
+
+
+def load(name: str) -> "type[FedAvg]":
+    """Return the strategy class of that name.
+
+    Raises:
+        ValueError: there is none; the message lists those there are.
+    """
+    if name not in available():
+        known = ", ".join(available())
+        raise ValueError(f"strategy = {name!r} is unknown; there are: {known}")
+    strategy: type[FedAvg] = importlib.import_module(f"strategies.{name}").STRATEGY
+    return strategy
+
+
+def build(
+    name: str, options: Mapping[str, Any], own_options: Mapping[str, Any]
+) -> "FedAvg":
+    """Return the strategy of that name with those options its constructors name.
+
+    Args:
+        name: the strategy.
+        options: all options of the run, kebab-case; each is passed to the constructor
+            (of the class or of those it extends) that has a parameter of its name.
+        own_options: the strategy's own table of options; every one must be known.
+
+    Raises:
+        TypeError: an own option is unknown, or one is missing.
+        ValueError: the constructor refuses a value.
+    """
+    strategy = load(name)
+    parameters = {
+        parameter
+        for base in strategy.__mro__
+        for parameter in inspect.signature(base.__init__).parameters
+    }
+    chosen = {k.replace("-", "_"): v for k, v in options.items()}
+    shared = {k: v for k, v in chosen.items() if k in parameters}
+    own = {k.replace("-", "_"): v for k, v in own_options.items()}
+    return strategy(**{**shared, **own})

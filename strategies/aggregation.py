@@ -1,0 +1,220 @@
+r"""Exact weighted sums of updates, and the checks an update must pass to count.
+
+The weighted mean of updates :math:`\Delta_k` with weights :math:`n_k` (numbers of
+examples) is :math:`\sum_k n_k \Delta_k / \sum_k n_k` (McMahan et al. 2017,
+arXiv:1602.05629, algorithm 1). Floating-point addition is not associative, so a
+float sum depends on the order in which replies arrive and on which node trained
+which client. Here each product :math:`n_k \Delta_k` is rounded once to a multiple of
+2^-36 and summed in int64, where addition is exact: any order and any grouping give
+the same bits. The rounding moves the mean by less than 2^-37 / min n_k, far below
+the spacing of float32 weights.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from strategies.wire import Arrays
+
+FRACTION_BITS = 36
+"""Binary places kept. Sums of n_k * |update| up to 2^27 (134 million) fit in int64."""
+
+_SCALE = 2.0**FRACTION_BITS
+_LIMIT = 2**63  # of an int64's magnitude
+
+_Array = np.ndarray[Any, Any]
+
+
+class UpdateError(ValueError):
+    """An update that must not be counted in; the message says why."""
+
+
+def check_update(
+    update: Mapping[str, _Array], model: Mapping[str, _Array], weight: int
+) -> None:
+    """Check one client's update against the global model it was made from.
+
+    Raises:
+        UpdateError: keys, shapes or dtypes differ, a value is not finite, or
+            `weight` (number of examples) is not a positive integer.
+    """
+    check_weight(weight)
+    _check_layout(update, model, dtype=None)
+    for name, array in update.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise UpdateError(f"{name!r} holds values that are not finite")
+
+
+def check_weight(weight: object) -> None:
+    """Raise `UpdateError` unless `weight` is a positive int below 2^40."""
+    if isinstance(weight, bool) or not isinstance(weight, int):
+        raise UpdateError(f"num-examples must be an integer, got {weight!r}")
+    if not 0 < weight < 2**40:
+        raise UpdateError(f"num-examples must be positive and sane, got {weight}")
+
+
+def _check_layout(
+    arrays: Mapping[str, _Array], model: Mapping[str, _Array], dtype: type | None
+) -> None:
+    """Same names, shapes and dtypes (`dtype`, or else the model's own)."""
+    if missing := sorted(model.keys() - arrays.keys()):
+        raise UpdateError(f"arrays are missing: {', '.join(missing)}")
+    if extra := sorted(arrays.keys() - model.keys()):
+        raise UpdateError(f"arrays are unknown to the model: {', '.join(extra)}")
+    for name, reference in model.items():
+        array, expected = arrays[name], np.dtype(dtype or reference.dtype)
+        if array.shape != reference.shape:
+            raise UpdateError(
+                f"{name!r} has shape {array.shape}, the model's is {reference.shape}"
+            )
+        if array.dtype != expected:
+            raise UpdateError(f"{name!r} is {array.dtype}, expected {expected}")
+
+
+class ExactSum:
+    """Running sum of n_k * update_k that does not depend on order or grouping.
+
+    Float arrays are summed in fixed point; integer arrays (counters such as
+    batch-norm's `num_batches_tracked`) in plain integer arithmetic. Memory is one
+    int64 array per tensor, however many updates are added.
+    """
+
+    def __init__(self, model: Mapping[str, _Array]) -> None:
+        """Start at zero, for updates to `model` (only read)."""
+        self._model = dict(model)
+        self._totals = {n: np.zeros(a.shape, np.int64) for n, a in model.items()}
+        self._bound = 0  # no entry of the totals is larger than this
+        self.weight = 0
+        """Sum of the weights (numbers of examples) added so far."""
+
+    def add(self, update: Mapping[str, _Array], weight: int) -> None:
+        """Add one client's update; all of it or, on an error, nothing.
+
+        Raises:
+            UpdateError: see `check_update`; or the update is too large to be
+                summed exactly.
+        """
+        check_update(update, self._model, weight)
+        products = {name: _product(name, a, weight) for name, a in update.items()}
+        self._accumulate(products, weight)
+
+    def add_partial(self, totals: Mapping[str, _Array], weight: int) -> None:
+        """Add another sum's `totals` and `weight`, as a node sends them.
+
+        Raises:
+            UpdateError: wrong names, shapes, dtype (int64) or weight, or overflow.
+        """
+        check_weight(weight)
+        _check_layout(totals, self._model, dtype=np.int64)
+        self._accumulate(totals, weight)
+
+    def _accumulate(self, products: Mapping[str, _Array], weight: int) -> None:
+        bound = self._bound + max((_peak(a) for a in products.values()), default=0)
+        if bound >= _LIMIT:
+            raise UpdateError("the update is too large to be summed exactly")
+        for name, product in products.items():
+            np.add(self._totals[name], product, out=self._totals[name])
+        self._bound = bound
+        self.weight += weight
+
+    @property
+    def totals(self) -> Arrays:
+        """The raw int64 sums, to be sent to and added by another `ExactSum`."""
+        return self._totals
+
+    def mean(self) -> Arrays:
+        """Return the weighted mean update: float64, or int64 for integer arrays.
+
+        The mean of integers is rounded to the nearest, halves up, without leaving
+        integer arithmetic.
+
+        Raises:
+            ValueError: nothing was added.
+        """
+        if self.weight == 0:
+            raise ValueError("no update was added, so there is no mean")
+        means: Arrays = {}
+        for name, total in self._totals.items():
+            if self._model[name].dtype.kind == "f":
+                means[name] = np.asarray(total / (_SCALE * self.weight))
+            else:
+                half = self.weight // 2
+                means[name] = np.asarray((total + half) // self.weight)
+        return means
+
+
+def _product(name: str, array: _Array, weight: int) -> _Array:
+    """Return weight * array as int64: fixed point for floats, plain for integers."""
+    if array.dtype.kind == "f":
+        scaled = np.asarray(np.multiply(array, weight * _SCALE, dtype=np.float64))
+        np.rint(scaled, out=scaled)
+        if scaled.size and not max(-scaled.min(), scaled.max()) < float(_LIMIT):
+            raise UpdateError(f"{name!r} is too large to be summed exactly")
+        return scaled.astype(np.int64)
+    if array.dtype.kind in "iu":
+        if _peak(array) * weight >= _LIMIT:
+            raise UpdateError(f"{name!r} is too large to be summed exactly")
+        return np.asarray(array.astype(np.int64) * weight)
+    raise UpdateError(f"{name!r} is {array.dtype}, which cannot be averaged")
+
+
+def _peak(array: _Array) -> int:
+    """Return the largest magnitude, as a Python integer (so -2^63 is no trap)."""
+    return max(-int(array.min()), int(array.max())) if array.size else 0
+
+
+def apply_mean(model: Mapping[str, _Array], mean: Mapping[str, _Array]) -> Arrays:
+    """Return model + mean, each array in the model's own dtype; inputs are kept.
+
+    Float weights are added in float64 and rounded once.
+    """
+    return {
+        name: np.asarray(array.astype(mean[name].dtype) + mean[name]).astype(
+            array.dtype
+        )
+        for name, array in model.items()
+    }
+
+
+def subtract(local: Mapping[str, _Array], model: Mapping[str, _Array]) -> Arrays:
+    """Return the update local - model, new arrays in the model's dtypes."""
+    return {name: np.asarray(local[name] - array) for name, array in model.items()}
+
+
+def norm(update: Mapping[str, _Array]) -> float:
+    """Return the Euclidean norm over all float arrays, accumulated in float64."""
+    squares = (
+        float(np.square(array, dtype=np.float64).sum())
+        for array in update.values()
+        if array.dtype.kind == "f"
+    )
+    return float(np.sqrt(sum(squares)))
+
+
+def to_moments(arrays: Mapping[str, _Array]) -> Arrays:
+    """Replace each batch-norm variance by the second moment, var + mean^2.
+
+    Means of second moments pool statistics exactly: the variance of the union of
+    the clients' data is E[x^2] - E[x]^2, which a mean of variances is not. `arrays`
+    is the model (names ending in `running_var` beside `running_mean`); new dict.
+    """
+    return _map_variances(arrays, lambda var, mean: var + np.square(mean))
+
+
+def from_moments(arrays: Mapping[str, _Array]) -> Arrays:
+    """Undo `to_moments`; rounding below zero is cut at zero."""
+    return _map_variances(
+        arrays, lambda moment, mean: np.maximum(moment - np.square(mean), 0)
+    )
+
+
+def _map_variances(
+    arrays: Mapping[str, _Array], convert: Callable[[_Array, _Array], _Array]
+) -> Arrays:
+    converted = dict(arrays)
+    for name, variance in arrays.items():
+        if name.endswith("running_var"):
+            mean = arrays[name.removesuffix("var") + "mean"]
+            converted[name] = np.asarray(convert(variance, mean))
+    return converted

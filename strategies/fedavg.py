@@ -1,0 +1,245 @@
+r"""FedAvg: federated averaging, and the round loop that every strategy here shares.
+
+McMahan, Moore, Ramage, Hampson and Agüera y Arcas, "Communication-Efficient Learning
+of Deep Networks from Decentralized Data", AISTATS 2017, arXiv:1602.05629, algorithm 1:
+
+.. math:: w_{t+1} = w_t + \sum_{k \in S_t} \frac{n_k}{\sum_j n_j} (w^k_{t+1} - w_t)
+
+with :math:`S_t` the cohort and :math:`n_k` the number of training examples of client
+k. Deviations: none in the mean; updates are summed exactly (`aggregation`), and a
+client whose update fails its checks is left out of both sums.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from flwr.app import ConfigRecord, RecordDict
+
+from strategies import aggregation, wire
+from strategies.federation import Federation, FederationError, sample_cohort
+from strategies.replies import ClientFailure, Tally, Validation, weighted_mean
+from strategies.wire import Arrays
+
+if TYPE_CHECKING:
+    from torch import nn
+
+log = logging.getLogger("flwr.fl_app")
+
+AfterStep = Callable[[float], None]
+"""Called after each optimiser step with the learning rate of that step."""
+
+
+class LocalTraining(Protocol):
+    """The client's own training, handed to a strategy's client half.
+
+    Trains the model in place on the client's data and returns metrics (a float each).
+    """
+
+    def __call__(self, *, after_step: AfterStep | None = None) -> dict[str, float]:
+        """Run all local epochs."""
+
+
+@dataclass
+class RoundResult:
+    """What one round did. `arrays` is the new global model (the old one if not met)."""
+
+    round: int
+    arrays: Arrays
+    cohort: list[int]
+    trained: list[dict[str, float]] = field(default_factory=list)
+    """Per client counted in, sorted by client id: the keys of wire.TRAINED."""
+    failures: list[ClientFailure] = field(default_factory=list)
+    validation: Validation | None = None
+    """Of the model the clients received: the global model of round - 1."""
+    quorum_met: bool = True
+    seconds: float = 0.0
+    upload_bytes: int = 0
+    download_bytes: int = 0
+
+    @property
+    def train_loss(self) -> float | None:
+        """Mean training loss over examples; None where no client was counted in."""
+        return weighted_mean(self.trained, wire.LOSS)
+
+
+class FedAvg:
+    """Weighted average of the clients' updates.
+
+    Subclasses override `server_update` (the server half) and `client_train` with
+    `client_options` (the client half); the loop stays as it is.
+    """
+
+    def __init__(
+        self,
+        *,
+        seed: int,
+        fraction_train: float = 1.0,
+        fraction_evaluate: float = 1.0,
+        evaluate_every: int = 1,
+        min_fraction: float = 0.5,
+        max_failed_rounds: int = 3,
+        round_timeout: float = 3600.0,
+        normalisation_policy: str = "average",
+    ) -> None:
+        """Keep the options; see `[tool.flwr.app.config]` for their meaning."""
+        self.seed = seed
+        self.fraction_train = fraction_train
+        self.fraction_evaluate = fraction_evaluate
+        self.evaluate_every = evaluate_every
+        self.min_fraction = min_fraction
+        self.max_failed_rounds = max_failed_rounds
+        self.round_timeout = round_timeout
+        self.pooled = normalisation_policy == "pooled"
+
+    # --- the two halves of the algorithm
+
+    def server_update(self, current: Arrays, mean: Arrays) -> Arrays:
+        """Return the next global model from the current one and the mean update."""
+        return aggregation.apply_mean(current, mean)
+
+    def client_options(self, round: int) -> dict[str, float]:
+        """Return what the client half needs to know in this round."""
+        return {}
+
+    @staticmethod
+    def client_train(
+        model: "nn.Module", train: LocalTraining, options: Mapping[str, Any]
+    ) -> dict[str, float]:
+        """Train the local model, which starts as the global one; return metrics."""
+        return train()
+
+    # --- the loop
+
+    def rounds(
+        self, federation: Federation, arrays: Arrays, num_rounds: int, *, first: int = 1
+    ) -> Iterator[RoundResult]:
+        """Yield each round's result, from round `first` to `num_rounds`.
+
+        Args:
+            federation: the nodes and clients.
+            arrays: the global model of round first - 1 (never mutated).
+            num_rounds: the last round.
+            first: the first round, above 1 when a run goes on.
+
+        Raises:
+            FederationError: `max_failed_rounds` rounds in a row missed the quorum.
+        """
+        failed = 0
+        for round in range(first, num_rounds + 1):
+            result = self._round(federation, arrays, round)
+            arrays = result.arrays
+            failed = 0 if result.quorum_met else failed + 1
+            yield result
+            if failed >= self.max_failed_rounds:
+                raise FederationError(
+                    f"{failed} rounds in a row missed the quorum of min-fraction = "
+                    f"{self.min_fraction:g}; last: {_first_reason(result)}"
+                )
+
+    def validate(
+        self, federation: Federation, arrays: Arrays, round: int
+    ) -> Validation | None:
+        """Let clients validate the global model of `round`, without training it."""
+        cohort = self._cohort(federation, self.fraction_evaluate, round + 1)
+        contents = self._contents(federation, arrays, round + 1, [], cohort)
+        tally = Tally()
+        for reply in federation.exchange(
+            contents, wire.EVALUATE, timeout=self.round_timeout
+        ):
+            tally.add(reply)
+        return tally.validation()
+
+    def evaluates(self, round: int) -> bool:
+        """Whether the model of this round is evaluated (the loop adds the last one)."""
+        return round % self.evaluate_every == 0
+
+    def _cohort(
+        self, federation: Federation, fraction: float, round: int
+    ) -> list[int]:
+        clients = federation.client_ids
+        return sample_cohort(clients, fraction, seed=self.seed, round=round)
+
+    def _contents(
+        self,
+        federation: Federation,
+        arrays: Arrays,
+        round: int,
+        train: list[int],
+        evaluate: list[int],
+    ) -> dict[int, RecordDict]:
+        """Return one message content per node; nothing of it is shared or mutated."""
+        model = wire.pack(arrays)
+        chosen, validating = set(train), set(evaluate)
+        contents = {}
+        for node, clients in federation.deal(sorted(chosen | validating)).items():
+            ids = {
+                wire.TRAIN_IDS: [c for c in clients if c in chosen],
+                wire.EVALUATE_IDS: [c for c in clients if c in validating],
+            }
+            present = {key: value for key, value in ids.items() if value}
+            shared = {wire.ROUND: round, wire.NUM_CLIENTS: len(federation.client_ids)}
+            task = ConfigRecord({**shared, **present})
+            options = ConfigRecord({**self.client_options(round)})
+            contents[node] = RecordDict(
+                {wire.MODEL: model, wire.TASK: task, wire.STRATEGY: options}
+            )
+        return contents
+
+    def _round(
+        self, federation: Federation, arrays: Arrays, round: int
+    ) -> RoundResult:
+        start = time.monotonic()
+        cohort = self._cohort(federation, self.fraction_train, round)
+        validating = (
+            self._cohort(federation, self.fraction_evaluate, round)
+            if self.evaluates(round - 1)
+            else []
+        )
+        contents = self._contents(federation, arrays, round, cohort, validating)
+        base = aggregation.to_moments(arrays) if self.pooled else arrays
+        tally = Tally(cohort, base)
+        for reply in federation.exchange(
+            contents, wire.TRAIN, timeout=self.round_timeout
+        ):
+            task = contents[reply.node_id].config_records[wire.TASK]
+            tally.add(reply, asked=wire.integers(task, wire.TRAIN_IDS))
+        result = RoundResult(
+            round=round,
+            arrays=arrays,
+            cohort=cohort,
+            trained=sorted(tally.trained, key=lambda m: m[wire.CLIENT_IDS]),
+            failures=sorted(tally.failures, key=lambda f: f.client_id),
+            validation=tally.validation(),
+            upload_bytes=tally.upload_bytes,
+            download_bytes=sum(wire.num_bytes(c) for c in contents.values()),
+        )
+        for failure in result.failures:
+            log.warning(
+                "Round %d leaves out client %d (node %d): %s",
+                *(round, failure.client_id, failure.node_id, failure.reason),
+            )
+        needed = max(1, self.min_fraction * len(cohort))
+        result.quorum_met = len(result.trained) >= needed
+        if result.quorum_met:
+            updated = self.server_update(base, tally.total.mean())
+            result.arrays = aggregation.from_moments(updated) if self.pooled else updated
+        else:
+            log.warning(
+                "Round %d keeps the old model: %d of %d clients were counted in",
+                *(round, len(result.trained), len(cohort)),
+            )
+        result.seconds = time.monotonic() - start
+        return result
+
+
+def _first_reason(result: RoundResult) -> str:
+    if not result.failures:
+        return "no client replied"
+    first = result.failures[0]
+    return f"client {first.client_id} on node {first.node_id}: {first.reason}"
+
+
+STRATEGY = FedAvg

@@ -1,0 +1,164 @@
+"""Nodes and clients behind Flower's `Grid`: who hosts what, and messages with a bound.
+
+A *client* owns one part of the data; a *node* computes. Where every node can read all
+of the data, any node can train any client, and `deal` spreads a cohort over the nodes.
+"""
+
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+
+from strategies import wire
+from strategies.randomness import keyed_generator
+
+log = logging.getLogger("flwr.fl_app")
+
+
+class FederationError(RuntimeError):
+    """The federation cannot train; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What one node answered: `content`, or the `error` that stands in its place."""
+
+    node_id: int
+    content: RecordDict | None
+    error: str = ""
+
+
+class Federation:
+    """The nodes of a run, the clients they host, and the exchange of messages."""
+
+    def __init__(self, grid: Grid, *, min_nodes: int, node_timeout: float) -> None:
+        """Wait for nodes and ask each what it hosts.
+
+        Args:
+            grid: Flower's way to the nodes.
+            min_nodes: how many nodes to wait for.
+            node_timeout: seconds to wait for them, and for their answers.
+
+        Raises:
+            FederationError: too few nodes came, or they do not agree on the data.
+        """
+        self._grid = grid
+        self.label_counts: np.ndarray[tuple[int, int], np.dtype[np.int64]]
+        """Training examples per client and class, shape (num_clients, num_classes)."""
+        self.node_ids = self._wait_for_nodes(min_nodes, node_timeout)
+        self._query(node_timeout)
+
+    def _wait_for_nodes(self, min_nodes: int, timeout: float) -> list[int]:
+        deadline = time.monotonic() + timeout
+        while len(nodes := sorted(self._grid.get_node_ids())) < min_nodes:
+            if time.monotonic() > deadline:
+                raise FederationError(
+                    f"{len(nodes)} of min-nodes = {min_nodes} nodes were there after "
+                    f"node-timeout = {timeout:g} seconds: start more nodes, wait "
+                    "longer or ask for fewer"
+                )
+            time.sleep(0.2)
+        return nodes
+
+    def _query(self, timeout: float) -> None:
+        """Learn from every node which clients it hosts."""
+        task = ConfigRecord({wire.NUM_CLIENTS: len(self.node_ids)})
+        contents = {node: RecordDict({wire.TASK: task}) for node in self.node_ids}
+        counts, answered, errors = [], [], []
+        for reply in self.exchange(contents, wire.QUERY, timeout=timeout):
+            if reply.content is None:
+                errors.append(f"node {reply.node_id}: {reply.error}")
+                log.warning("Node %d does not take part: %s", *reply_fields(reply))
+                continue
+            hosted = wire.unpack(reply.content.array_records[wire.HOSTED])
+            counts.append(hosted[wire.LABEL_COUNTS])
+            answered.append(reply.node_id)
+        if not answered:
+            raise FederationError("no node can take part: " + "; ".join(errors))
+        if any(not np.array_equal(counts[0], other) for other in counts[1:]):
+            raise FederationError(
+                "the nodes read different data under one name: the label counts of "
+                "their partitions differ"
+            )
+        self.node_ids = sorted(answered)
+        self.label_counts = counts[0]
+
+    @property
+    def client_ids(self) -> list[int]:
+        """Ids of all clients, sorted."""
+        return list(range(len(self.label_counts)))
+
+    def num_examples(self, client_id: int) -> int:
+        """Return the number of training examples of a client."""
+        return int(self.label_counts[client_id].sum())
+
+    def deal(self, cohort: Sequence[int]) -> dict[int, list[int]]:
+        """Return the clients each node is to train, balanced by number of examples.
+
+        Largest first to the node with the least so far (Graham 1969, at most 4/3 of
+        the best makespan). Nodes that would get no client are left out.
+        """
+        shares: dict[int, list[int]] = {node: [] for node in self.node_ids}
+        loads = dict.fromkeys(self.node_ids, 0)
+        for client in sorted(cohort, key=lambda c: (-self.num_examples(c), c)):
+            node = min(self.node_ids, key=lambda n: (loads[n], n))
+            shares[node].append(client)
+            loads[node] += self.num_examples(client)
+        return {node: sorted(clients) for node, clients in shares.items() if clients}
+
+    def exchange(
+        self, contents: Mapping[int, RecordDict], message_type: str, *, timeout: float
+    ) -> Iterator[Reply]:
+        """Send each node its content; yield the replies as they come.
+
+        Every node yields exactly one `Reply`: an error stands for a node that was
+        refused, failed or stayed silent for `timeout` seconds. Messages expire with
+        the timeout, so a late node does not go on working through old ones.
+        """
+        waiting: dict[str, int] = {}
+        for node, content in contents.items():
+            message = Message(content, node, message_type, ttl=timeout)
+            sent = [i for i in self._grid.push_messages([message]) if i]
+            if sent:
+                waiting[sent[0]] = node
+            else:
+                yield Reply(node, None, "the message was refused by the SuperLink")
+        deadline, pause = time.monotonic() + timeout, 0.01
+        while waiting and time.monotonic() < deadline:
+            messages = list(self._grid.pull_messages(list(waiting)))
+            for message in messages:
+                node = waiting.pop(message.metadata.reply_to_message_id)
+                if message.has_error():
+                    yield Reply(node, None, message.error.reason or "unknown error")
+                else:
+                    yield Reply(node, message.content)
+            pause = 0.01 if messages else min(pause * 1.3, 0.2)
+            if waiting and not messages:
+                time.sleep(pause)
+        for node in waiting.values():
+            yield Reply(node, None, f"no reply within {timeout:g} seconds")
+
+
+def reply_fields(reply: Reply) -> tuple[int, str]:
+    """Return what a log line says of a failed reply."""
+    return reply.node_id, reply.error
+
+
+def sample_cohort(
+    client_ids: Sequence[int], fraction: float, *, seed: int, round: int
+) -> list[int]:
+    """Return max(1, floor(fraction * n + 0.5)) sorted client ids; none if fraction is 0.
+
+    One permutation per (seed, round) serves every fraction, so of two cohorts of a
+    round the smaller lies in the larger.
+    """
+    if fraction == 0 or not client_ids:
+        return []
+    size = min(len(client_ids), max(1, int(fraction * len(client_ids) + 0.5)))
+    order = keyed_generator(seed, "cohort", round=round).permutation(len(client_ids))
+    ranked = sorted(client_ids)
+    return sorted(ranked[i] for i in order[:size])

@@ -1,0 +1,72 @@
+"""Names of message types, records and keys that cross the wire, and array packing.
+
+Every name is kebab-case and used by both halves of an algorithm; nothing else in
+the project spells one out.
+"""
+
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+
+Arrays: TypeAlias = dict[str, np.ndarray[Any, Any]]
+"""Named tensors of a model (or of an update to one), in the model's own order."""
+
+# Message types.
+QUERY = "query"  # what does this node host?
+TRAIN = "train"  # validate the global model, then train these clients
+EVALUATE = "evaluate"  # validate only
+
+# Records.
+MODEL = "model"  # ArrayRecord: the global model, server -> node
+TASK = "task"  # ConfigRecord: what to do in this round, server -> node
+STRATEGY = "strategy"  # ConfigRecord: options for the strategy's client half
+SUM = "sum"  # ArrayRecord: exact weighted sum of several clients' updates
+UPDATE = "update"  # ArrayRecord: one client's update, float32
+TRAINED = "trained"  # MetricRecord: one list entry per client counted in
+VALIDATED = "validated"  # MetricRecord: one list entry per client validated
+FAILED = "failed"  # ConfigRecord: one list entry per client left out
+HOSTED = "hosted"  # ArrayRecord: what a node hosts, the answer to a query
+
+# Keys.
+ROUND = "round"
+TRAIN_IDS = "train-client-ids"
+EVALUATE_IDS = "evaluate-client-ids"
+NUM_CLIENTS = "num-clients"
+CLIENT_IDS = "client-ids"
+NUM_EXAMPLES = "num-examples"
+LABEL_COUNTS = "label-counts"
+LOSS = "loss"
+NUM_CORRECT = "num-correct"
+SECONDS = "seconds"
+UPDATE_NORM = "update-norm"
+REASON = "reason"
+TRACEBACK = "traceback"
+
+
+def pack(arrays: Mapping[str, np.ndarray[Any, Any]]) -> ArrayRecord:
+    """Return the arrays as a record that can be sent; their order is kept."""
+    return ArrayRecord({name: Array(np.asarray(a)) for name, a in arrays.items()})
+
+
+def unpack(record: ArrayRecord) -> Arrays:
+    """Return the arrays of a record.
+
+    Raises:
+        ValueError: an array is not in NumPy's own format, or its bytes are torn.
+    """
+    return {name: array.numpy() for name, array in record.items()}
+
+
+def num_bytes(content: RecordDict) -> int:
+    """Size of a message's content in bytes, names and metadata included."""
+    return sum(record.count_bytes() for record in content.values() if len(record) > 0)
+
+
+def integers(record: ConfigRecord, key: str) -> list[int]:
+    """Return a record's list of integers; a key that is not there is an empty list."""
+    values = record.get(key, [])
+    if not isinstance(values, list):
+        raise ValueError(f"{key} must be a list, got {values!r}")
+    return [int(value) for value in values]
