@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flwr.cli.build import build_fab_from_disk
+from flwr.cli.build import build_fab_from_files
 from flwr.cli.flower_config import read_superlink_connection
 from flwr.cli.utils import flwr_cli_exc_handler, init_http_client_from_connection
 from flwr.common.config import parse_config_args
@@ -62,7 +62,7 @@ class Connection:
             options: the run's options that differ from the defaults.
             simulation: number of simulated nodes and the resources of one.
         """
-        bundle = build_fab_from_disk(project)
+        bundle = build_bundle(project)
         request = StartRunRequest(
             fab=fab_to_proto(Fab(hashlib.sha256(bundle).hexdigest(), bundle, {})),
             override_config=user_config_to_proto(dict(options)),
@@ -91,6 +91,24 @@ class Connection:
         with flwr_cli_exc_handler():
             request = StreamLogsRequest(run_id=run_id, after_timestamp=0.0)
             return "".join(r.log_output for r in self._client.StreamLogs(request))
+
+
+def build_bundle(project: Path) -> bytes:
+    """Return the app bundle that `flwr build` makes, in a fraction of its time.
+
+    Flower looks at every file below the project's folder, a virtual environment's tens
+    of thousands too, to keep a few dozen; here only those places are looked at.
+    """
+    places = [
+        *project.glob("*.*"),
+        project / "LICENSE",
+        *(project / "fl_app").rglob("*.py"),
+        *(project / "strategies").rglob("*.py"),
+    ]
+    files = {
+        path.relative_to(project).as_posix(): path for path in places if path.is_file()
+    }
+    return build_fab_from_files(files)[0]
 
 
 def parse_options(arguments: list[str] | None) -> dict[str, Any]:

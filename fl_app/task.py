@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fl_app import optim
 from fl_app.config import RunConfig
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
@@ -118,7 +119,7 @@ def train(
         FloatingPointError: the loss is not finite.
     """
     device = next(model.parameters()).device
-    optimizer = _optimizer(model, options)
+    step = _optimizer(model, options)
     total = torch.zeros((), dtype=torch.float64, device=device)
     model.train()
     with _seeded(seed, device) as draws:
@@ -129,10 +130,10 @@ def train(
                 labels = examples.labels[chosen].to(device)
                 if augment is not None:
                     pixels = augment(pixels, draws)
-                optimizer.zero_grad(set_to_none=True)
+                model.zero_grad(set_to_none=True)
                 loss = F.cross_entropy(model(normalise(pixels)), labels)
                 loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
+                step()
                 if after_step is not None:
                     after_step(options.learning_rate)
                 total += loss.detach() * len(labels)
@@ -144,16 +145,20 @@ def train(
     return mean
 
 
-def _optimizer(model: nn.Module, options: TrainOptions) -> torch.optim.Optimizer:
+def _optimizer(model: nn.Module, options: TrainOptions) -> optim.Step:
     parameters = [p for p in model.parameters() if p.requires_grad]
-    common = {
-        "lr": options.learning_rate,
-        "weight_decay": options.weight_decay,
-        "fused": True,
-    }
     if options.optimizer == "adam":
-        return torch.optim.Adam(parameters, **common)  # type: ignore[arg-type]
-    return torch.optim.SGD(parameters, momentum=options.momentum, **common)  # type: ignore[arg-type]
+        return optim.adam(
+            parameters,
+            learning_rate=options.learning_rate,
+            weight_decay=options.weight_decay,
+        )
+    return optim.sgd(
+        parameters,
+        learning_rate=options.learning_rate,
+        momentum=options.momentum,
+        weight_decay=options.weight_decay,
+    )
 
 
 @contextmanager
