@@ -11,6 +11,7 @@ from typing import Any
 
 from fl_app import plots
 from fl_app.artifacts import CURVES, PARTITION, RunFolder
+from fl_app.config import RunConfig
 from strategies import wire
 from strategies.fedavg import RoundResult
 
@@ -109,9 +110,9 @@ class Pictures(Callback):
     rounds end faster than a picture is drawn, the next picture shows the newest round.
     """
 
-    def __init__(self, folder: RunFolder, title: str) -> None:
+    def __init__(self, folder: RunFolder, config: RunConfig) -> None:
         self._folder = folder
-        self._title = title
+        self._config = config
         self._wake = threading.Condition()
         self._next: Callable[[], None] | None = None
         self._ended = False
@@ -119,7 +120,9 @@ class Pictures(Callback):
 
     def on_start(self, counts: Any, class_names: Sequence[str]) -> None:
         """Draw who owns what."""
-        picture = plots.partition(counts, class_names, f"Partition: {self._title}")
+        picture = plots.partition(
+            counts, class_names, _describe_partition(self._config)
+        )
         self._folder.write_picture(PARTITION, picture)
         self._thread.start()
 
@@ -153,4 +156,16 @@ class Pictures(Callback):
                 log.exception("curves.png could not be drawn")
 
     def _write(self, rows: Rows) -> None:
-        self._folder.write_picture(CURVES, plots.curves(rows, self._title))
+        title = f"{self._config.dataset}, {self._config.model}, {self._config.strategy}"
+        self._folder.write_picture(CURVES, plots.curves(rows, title))
+
+
+def _describe_partition(config: RunConfig) -> str:
+    """Return the data set, and how it was divided with what option."""
+    detail = {
+        "dirichlet": f", alpha {config.dirichlet_alpha:g}",
+        "quantity": f", alpha {config.dirichlet_alpha:g}",
+        "classes": f", {config.classes_per_client} per client",
+        "shards": f", {config.shards_per_client} per client",
+    }.get(config.partitioner, "")
+    return f"{config.dataset}, divided by {config.partitioner}{detail}"

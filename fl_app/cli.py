@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from fl_app import environment
-from fl_app.config import ConfigError, RunConfig, project_path
+from fl_app.config import ConfigError, RunConfig
 from fl_app.environment import SetupError
 
 cli = typer.Typer(
@@ -18,6 +18,7 @@ cli = typer.Typer(
     pretty_exceptions_enable=False,
 )
 console = Console()
+_MARKS = {True: ("green", "ok"), False: ("red", "wrong"), None: ("yellow", "note")}
 
 RunConfigArguments = Annotated[
     list[str] | None,
@@ -73,9 +74,9 @@ def doctor(run_config: RunConfigArguments = None) -> None:
     project = environment.find_project()
     findings = examination.examine(project, lambda: resolve(run_config)[0])
     for finding in findings:
-        mark = {True: "[green]ok[/]", False: "[red]wrong[/]", None: "[yellow]note[/]"}
-        console.print(f"{mark[finding.ok]:>6}  ", end="")
-        console.print(f"{finding.what}", soft_wrap=True, markup=False, highlight=False)
+        style, mark = _MARKS[finding.ok]
+        console.print(f"{mark:>5}  ", style=style, end="")
+        console.print(finding.what, soft_wrap=True, markup=False, highlight=False)
     if any(finding.ok is False for finding in findings):
         raise typer.Exit(1)
 
@@ -104,23 +105,21 @@ def _meant(key: str, known: list[str]) -> str:
     from difflib import get_close_matches
 
     close = get_close_matches(key, known, n=1)
-    return f": did you mean {close[0]}?" if close else f"; there are: {', '.join(known)}"
+    return (
+        f": did you mean {close[0]}?" if close else f"; there are: {', '.join(known)}"
+    )
 
 
 def main() -> None:
     """Run the command; errors that a user can mend take one line on stderr."""
     try:
         environment.enter(environment.find_project())
-        cli(standalone_mode=False)
+        status = cli(standalone_mode=False)
     except (ConfigError, SetupError) as error:
         sys.exit(f"error: {error}")
-    except click.exceptions.Exit as request:
-        sys.exit(request.exit_code)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
-
-
-__all__ = ["cli", "main", "project_path"]
+    sys.exit(status)

@@ -98,7 +98,7 @@ def _work(message: Message, context: Context) -> Message:
     for name, rows in ((wire.TRAINED, trained), (wire.VALIDATED, validated)):
         if rows:
             reply[name] = MetricRecord(
-                {key: [row[key] for row in rows] for key in rows[0]}  # type: ignore[misc]
+                {key: [row[key] for row in rows] for key in rows[0]}
             )
     if failed:
         ids, reasons, traces = (list(column) for column in zip(*failed, strict=True))

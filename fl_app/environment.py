@@ -29,7 +29,7 @@ class SetupError(RuntimeError):
 
 
 def find_project() -> Path:
-    """Return the project's folder: the one around the working directory, or of the code.
+    """Return the project's folder: around the working directory, or else the code's.
 
     Raises:
         SetupError: neither is a checkout of this project.
@@ -147,6 +147,26 @@ def _register(path: Path) -> bool:
             return False
         write_atomically(path, after.encode())
     return True
+
+
+def is_registered(path: Path) -> bool:
+    """Whether the connection is in Flower's config.toml as `setup` leaves it."""
+    return _connection(path).get("address") == ADDRESS
+
+
+def registered_nodes(path: Path) -> int | None:
+    """Return how many nodes `flwr run` simulates; None where the file says nothing."""
+    nodes = _connection(path).get("options", {}).get("num-supernodes")
+    return nodes if isinstance(nodes, int) else None
+
+
+def _connection(path: Path) -> dict[str, Any]:
+    try:
+        described = tomllib.loads(path.read_text())
+    except (OSError, tomllib.TOMLDecodeError):
+        return {}
+    connection = described.get("superlink", {}).get(CONNECTION, {})
+    return connection if isinstance(connection, dict) else {}
 
 
 def _flower_default() -> str:

@@ -128,6 +128,8 @@ def first_traceback(folder: RunFolder) -> str | None:
     """Return the first failed client's traceback, with its name; None without one."""
     for row in folder.clients():
         if row.get("failure"):
-            where = f"client {row['client']} in round {row['round']} (node {row['node']})"
+            where = (
+                f"client {row['client']} in round {row['round']} (node {row['node']})"
+            )
             return f"{where}:\n{row['traceback'].rstrip()}"
     return None

@@ -11,8 +11,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Okabe and Ito's palette: told apart with any colour vision, and in grey.
-BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
-_GRID = {"color": "#d9d9d9", "linewidth": 0.6}
+BLUE, ORANGE = "#0072B2", "#D55E00"
+_STYLES: dict[str, dict[str, Any]] = {
+    "server": {"color": BLUE, "linestyle": "-"},
+    "clients": {"color": ORANGE, "linestyle": "--"},
+}
+_GRID: dict[str, Any] = {"color": "#d9d9d9", "linewidth": 0.6}
 _MAX_BARS = 40
 """Clients up to which each gets a bar of its own in the partition picture."""
 
@@ -21,12 +25,13 @@ def curves(rows: Sequence[Mapping[str, Any]], title: str) -> bytes:
     """Return a PNG: accuracy and loss per round, from the rows of metrics.jsonl."""
     figure = _figure(9.6, 4.0)
     accuracy, loss = figure.subplots(1, 2)
-    _line(accuracy, rows, "test_accuracy", "test", BLUE)
-    _line(accuracy, rows, "validation_accuracy", "validation (clients)", GREEN, "--")
+    _line(accuracy, rows, "test_accuracy", label="test", style="server")
+    label = "validation (clients)"
+    _line(accuracy, rows, "validation_accuracy", label=label, style="clients")
     accuracy.set(title="Accuracy", ylabel="fraction of images classified right")
     _zoom(accuracy, rows, ("test_accuracy", "validation_accuracy"))
-    _line(loss, rows, "test_loss", "test", BLUE)
-    _line(loss, rows, "train_loss", "training (clients)", ORANGE, "--")
+    _line(loss, rows, "test_loss", label="test", style="server")
+    _line(loss, rows, "train_loss", label="training (clients)", style="clients")
     loss.set(title="Loss", ylabel="cross-entropy per image (nats)")
     loss.set_ylim(bottom=0)
     last = max(1, int(rows[-1]["round"])) if rows else 1
@@ -45,9 +50,9 @@ def _line(
     axes: "Axes",
     rows: Sequence[Mapping[str, Any]],
     key: str,
+    *,
     label: str,
-    colour: str,
-    style: str = "-",
+    style: str,
 ) -> None:
     """Draw one metric over the rounds in which it was measured."""
     points = [(row["round"], row[key]) for row in rows if row.get(key) is not None]
@@ -55,7 +60,7 @@ def _line(
         return
     rounds, values = zip(*points, strict=True)
     marker = "o" if len(points) <= 40 else None
-    axes.plot(rounds, values, style, color=colour, label=label, marker=marker, ms=3.5)
+    axes.plot(rounds, values, label=label, marker=marker, ms=3.5, **_STYLES[style])
     axes.margins(y=0.05)
 
 
@@ -103,7 +108,10 @@ def _partition_bars(counts: Any, class_names: Sequence[str], title: str) -> byte
         )
         left += counts[:, c]
     axes.set(
-        title=title, xlabel="training examples", ylabel="client", ylim=(-0.6, num_clients - 0.4)
+        title=title,
+        xlabel="training examples",
+        ylabel="client",
+        ylim=(-0.6, num_clients - 0.4),
     )
     axes.set_yticks(np.arange(num_clients))
     axes.invert_yaxis()

@@ -14,9 +14,10 @@ from fl_app import artifacts
 from fl_app.artifacts import ModelInfo, RunFolder
 from fl_app.callbacks import Callback, MetricsFiles, Pictures, ProgressLog
 from fl_app.config import ConfigError, RunConfig, project_path
-from strategies.fedavg import FedAvg, RoundResult, Validation
+from strategies.fedavg import FedAvg, RoundResult
 from strategies.federation import Federation
 from strategies.randomness import keyed_seed
+from strategies.replies import Validation
 from strategies.wire import Arrays
 
 if TYPE_CHECKING:
@@ -44,18 +45,24 @@ def main(grid: Grid, context: Context) -> None:
     )
     folder = RunFolder.create(config)
     log.info("Results go to %s", folder.path)
-    title = f"{config.dataset}, {config.model}, {config.strategy}"
     callbacks = [
         MetricsFiles(folder),
         ProgressLog(config.num_server_rounds),
-        Pictures(folder, f"{title}, {len(federation.client_ids)} clients"),
+        Pictures(folder, config),
     ]
     history = History(callbacks)
     with _recorded(folder, history):
         for callback in callbacks:
             callback.on_start(federation.label_counts, info.class_names)
         test = GlobalTest(dataset, info)
-        arrays, final = run_rounds(config, strategy, federation, arrays, test, history)
+        arrays, final = run_rounds(
+            config.num_server_rounds,
+            strategy,
+            federation,
+            arrays,
+            test=test,
+            history=history,
+        )
         folder.write_model(arrays, info)
     folder.write_summary(
         {
@@ -195,15 +202,15 @@ class History:
 
 
 def run_rounds(
-    config: RunConfig,
+    last: int,
     strategy: FedAvg,
     federation: Federation,
     arrays: Arrays,
+    *,
     test: GlobalTest,
     history: History,
 ) -> tuple[Arrays, "Evaluation | None"]:
-    """Train all rounds; return the last global model and its test result."""
-    last = config.num_server_rounds
+    """Train rounds 1 to `last`; return the last global model and its test result."""
     result = test(arrays)
     history.add(None, result)
     for round in strategy.rounds(federation, arrays, last):

@@ -112,5 +112,5 @@ def build_bundle(project: Path) -> bytes:
 
 
 def parse_options(arguments: list[str] | None) -> dict[str, Any]:
-    """Return the options of `-c 'key=value ...'` arguments, as `flwr run` reads them."""
+    """Return the options in `-c 'key=value ...'` arguments, read as `flwr run` does."""
     return dict(parse_config_args(arguments))

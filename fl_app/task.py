@@ -91,7 +91,7 @@ class Evaluation:
 
     @property
     def per_class_accuracy(self) -> list[float | None]:
-        """Fraction of each class classified right; None where a class has no example."""
+        """Fraction classified right, per class; None for a class without examples."""
         return [
             right / number if number else None
             for right, number in zip(
@@ -125,7 +125,7 @@ def train(
     with _seeded(seed, device) as draws:
         for _ in range(options.local_epochs):
             order = torch.randperm(len(examples), generator=draws)
-            for chosen in order.split(options.batch_size):
+            for chosen in torch.split(order, options.batch_size):
                 pixels = examples.images[chosen].to(device, torch.float32)
                 labels = examples.labels[chosen].to(device)
                 if augment is not None:
@@ -231,5 +231,5 @@ def set_arrays(model: nn.Module, arrays: Mapping[str, np.ndarray[Any, Any]]) -> 
 
 
 def device() -> torch.device:
-    """Return the device this process was given: a GPU where it sees one, else the CPU."""
+    """Return the device this process was given: a GPU if it sees one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

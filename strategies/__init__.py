@@ -53,8 +53,8 @@ def build(
     strategy = load(name)
     parameters = {
         parameter
-        for base in strategy.__mro__
-        for parameter in inspect.signature(base.__init__).parameters
+        for base in strategy.__mro__[:-1]
+        for parameter in inspect.signature(base).parameters
     }
     chosen = {k.replace("-", "_"): v for k, v in options.items()}
     shared = {k: v for k, v in chosen.items() if k in parameters}

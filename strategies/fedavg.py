@@ -156,9 +156,7 @@ class FedAvg:
         """Whether the model of this round is evaluated (the loop adds the last one)."""
         return round % self.evaluate_every == 0
 
-    def _cohort(
-        self, federation: Federation, fraction: float, round: int
-    ) -> list[int]:
+    def _cohort(self, federation: Federation, fraction: float, round: int) -> list[int]:
         clients = federation.client_ids
         return sample_cohort(clients, fraction, seed=self.seed, round=round)
 
@@ -188,9 +186,7 @@ class FedAvg:
             )
         return contents
 
-    def _round(
-        self, federation: Federation, arrays: Arrays, round: int
-    ) -> RoundResult:
+    def _round(self, federation: Federation, arrays: Arrays, round: int) -> RoundResult:
         start = time.monotonic()
         cohort = self._cohort(federation, self.fraction_train, round)
         validating = (
@@ -225,7 +221,9 @@ class FedAvg:
         result.quorum_met = len(result.trained) >= needed
         if result.quorum_met:
             updated = self.server_update(base, tally.total.mean())
-            result.arrays = aggregation.from_moments(updated) if self.pooled else updated
+            result.arrays = (
+                aggregation.from_moments(updated) if self.pooled else updated
+            )
         else:
             log.warning(
                 "Round %d keeps the old model: %d of %d clients were counted in",

@@ -151,7 +151,7 @@ def reply_fields(reply: Reply) -> tuple[int, str]:
 def sample_cohort(
     client_ids: Sequence[int], fraction: float, *, seed: int, round: int
 ) -> list[int]:
-    """Return max(1, floor(fraction * n + 0.5)) sorted client ids; none if fraction is 0.
+    """Return max(1, floor(fraction * n + 0.5)) client ids, sorted; none for fraction 0.
 
     One permutation per (seed, round) serves every fraction, so of two cohorts of a
     round the smaller lies in the larger.

@@ -21,7 +21,7 @@ gradient steps the stationary points are those of h_k; the two differ by a facto
 eta mu > 2. With mu = 0 the factor is exactly 1, and no arithmetic is done at all.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from strategies.fedavg import FedAvg, LocalTraining
@@ -64,11 +64,12 @@ class FedProx(FedAvg):
             proximal_step(parameters, anchor, mu, learning_rate)
 
         metrics = train(after_step=pull if mu > 0 else None)
-        return metrics | {PROXIMAL_LOSS: float(proximal_term(parameters, anchor, mu))}
+        term = proximal_term(parameters, anchor, mu)
+        return metrics | {PROXIMAL_LOSS: term.item()}
 
 
 def proximal_term(
-    parameters: "list[torch.Tensor]", anchor: "list[torch.Tensor]", mu: float
+    parameters: "Sequence[torch.Tensor]", anchor: "Sequence[torch.Tensor]", mu: float
 ) -> "torch.Tensor":
     """Return mu / 2 * ||w - w_t||^2 as a 0-dim tensor; its gradient is mu (w - w_t)."""
     import torch
@@ -81,17 +82,17 @@ def proximal_term(
 
 
 def proximal_step(
-    parameters: "list[torch.Tensor]",
-    anchor: "list[torch.Tensor]",
+    parameters: "Sequence[torch.Tensor]",
+    anchor: "Sequence[torch.Tensor]",
     mu: float,
     learning_rate: float,
 ) -> None:
-    """Move w in place to its proximal point, w_t + (w - w_t) / (1 + eta mu)."""
+    """Move w in place to its proximal point, w_t + (w - w_t) / (1 + eta mu); mu > 0."""
     import torch
 
     with torch.no_grad():
-        pull = learning_rate * mu
-        torch._foreach_lerp_(parameters, anchor, pull / (1 + pull))
+        pull = learning_rate * mu  # may be infinite: the result is then the anchor
+        torch._foreach_lerp_(list(parameters), list(anchor), 1 / (1 + 1 / pull))
 
 
 STRATEGY = FedProx

@@ -76,7 +76,9 @@ class Tally:
         reported = [int(row[wire.CLIENT_IDS]) for row in trained]
         accounted = sorted(reported + [failure.client_id for failure in failed])
         if accounted != sorted(asked):
-            raise UpdateError(f"it accounts for clients {accounted}, asked were {asked}")
+            raise UpdateError(
+                f"it accounts for clients {accounted}, asked were {asked}"
+            )
         weights = [row[wire.NUM_EXAMPLES] for row in trained]
         for weight in weights:
             aggregation.check_weight(weight)
@@ -128,14 +130,16 @@ def _failures(reply: Reply) -> list[ClientFailure]:
     record = reply.content.config_records.get(wire.FAILED)
     if record is None:
         return []
-    columns = (record[wire.CLIENT_IDS], record[wire.REASON], record[wire.TRACEBACK])
+    ids = wire.integers(record, wire.CLIENT_IDS)
+    columns = (ids, record[wire.REASON], record[wire.TRACEBACK])
     return [
-        ClientFailure(int(client), reply.node_id, str(reason), str(traceback))
+        ClientFailure(client, reply.node_id, str(reason), str(traceback))
         for client, reason, traceback in zip(*columns, strict=True)  # type: ignore[arg-type]
     ]
 
 
 def weighted_mean(rows: list[dict[str, float]], key: str) -> float | None:
+    """Return the mean of a metric over examples; None where there is none."""
     weight = sum(row[wire.NUM_EXAMPLES] for row in rows)
     if not weight:
         return None

@@ -29,7 +29,7 @@ class DatasetSpec:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set in memory-mapped arrays: images (N, C, H, W) uint8, labels (N,) int64."""
+    """A data set, memory-mapped: images (N, C, H, W) uint8, labels (N,) int64."""
 
     name: str
     train_images: Array

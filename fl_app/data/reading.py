@@ -87,7 +87,7 @@ def read_folder(folder: Path) -> tuple[dict[str, Array], dict[str, Any]]:
 
 
 def read_owners(folder: Path) -> tuple[dict[str, Array], dict[str, Any]]:
-    """Return a folder of folders, one per client; `test/` among them is the server's."""
+    """Return a folder of folders, one per client; `test/` in it is the server's."""
     owners = sorted(p.name for p in folder.iterdir() if p.is_dir())
     tables = []
     for owner in owners:
@@ -201,7 +201,7 @@ def _class_names(tables: list[Table]) -> list[str]:
         return first
     union = {name for table in tables for name in table.class_names}
     numeric = all(name.isdecimal() for name in union)
-    return sorted(union, key=int if numeric else str)  # type: ignore[arg-type]
+    return sorted(union, key=int if numeric else str)
 
 
 def _header(encoded: bytes) -> tuple[tuple[int, int], str]:

@@ -1,0 +1,36 @@
+# Each target sets up what it needs; nothing else has to be installed but Python and make.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+export FLWR_TELEMETRY_ENABLED ?= 0
+
+.PHONY: help install run test lint format clean
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(STAMP) ## make .venv with the tested versions of everything
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+run: $(STAMP) ## train the default federation and draw its curves
+	@$(BIN)/fl-app run $(ARGS)
+
+test: $(STAMP) ## run all tests
+	$(BIN)/pytest $(ARGS)
+
+lint: $(STAMP) ## check format, style and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(STAMP) ## put the code into the project's format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean: ## remove the environment and all caches of tools
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,46 @@
+"""Fixtures shared by all tests: options, a private data cache, Flower's identity."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.supercore.task_identity import TaskIdentity
+
+from fl_app import environment
+from fl_app.config import RunConfig
+from fl_app.data import cache, datasets
+
+PROJECT = Path(__file__).parent.parent
+SHARED_DATA = PROJECT.parent / "shared" / "data"
+"""Real MNIST and CIFAR-10 as Parquet, where a developer keeps them."""
+
+Configure = Callable[..., RunConfig]
+
+
+@pytest.fixture(autouse=True)
+def _flower_identity() -> Iterator[None]:
+    """Outside a run, Flower's messages need an identity to be made."""
+    TaskIdentity.run_id = TaskIdentity.task_id = TaskIdentity.node_id = 1
+    yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    os.environ[cache.CACHE_VARIABLE] = str(tmp_path_factory.mktemp("cache"))
+
+
+def default_options() -> dict[str, Any]:
+    return environment.default_options(PROJECT)
+
+
+def make_config(**changes: Any) -> RunConfig:
+    """Return the default options with some of them changed (snake_case)."""
+    given = {name.replace("_", "-"): value for name, value in changes.items()}
+    return RunConfig.from_options(default_options() | given, datasets.recipe_for)
+
+
+@pytest.fixture
+def configure() -> Configure:
+    return make_config

@@ -1,0 +1,67 @@
+"""A Grid whose nodes are calls in this process: the round loop without Flower's engine."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+
+Handler = Callable[[Message], Message | None]
+
+
+class LocalGrid(Grid):
+    """Nodes by id, each a function from message to reply; None stays silent.
+
+    Replies come one per pull, the last message first: no order can be relied on.
+    """
+
+    def __init__(self, nodes: Mapping[int, Handler]) -> None:
+        self.nodes = dict(nodes)
+        self.sent: list[Message] = []
+        self._replies: dict[str, Message] = {}
+
+    def set_run(self, run: Any) -> None:
+        raise NotImplementedError
+
+    @property
+    def run(self) -> Any:
+        raise NotImplementedError
+
+    def create_message(self, *args: Any, **kwargs: Any) -> Message:
+        raise NotImplementedError
+
+    def send_and_receive(self, *args: Any, **kwargs: Any) -> Iterable[Message]:
+        raise NotImplementedError
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self.nodes)
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        ids = []
+        for message in messages:
+            name = f"message-{len(self.sent)}"
+            message.metadata.__dict__["_message_id"] = name
+            self.sent.append(message)
+            reply = self.nodes[message.metadata.dst_node_id](message)
+            if reply is not None:
+                self._replies[name] = reply
+            ids.append(name)
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        ready = [name for name in message_ids if name in self._replies]
+        return [self._replies.pop(name) for name in ready[-1:]]
+
+
+def app_node(app: ClientApp, options: Mapping[str, Any]) -> Handler:
+    """Return a node that runs the ClientApp; what it raises is an error reply."""
+
+    def handle(message: Message) -> Message:
+        context = Context(1, 1, {}, RecordDict(), dict(options))
+        try:
+            return app(message, context)
+        except Exception as error:
+            return Message(Error(2, f"{type(error)}:<'{error}'>"), reply_to=message)
+
+    return handle

@@ -1,0 +1,191 @@
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from strategies import aggregation
+from strategies.aggregation import ExactSum, UpdateError
+
+FLOATS = {"w": np.zeros(3, np.float32)}
+
+
+def update(*values: float) -> dict[str, np.ndarray]:
+    return {"w": np.array(values, np.float32)}
+
+
+def test_weights_are_numbers_of_examples() -> None:
+    total = ExactSum(FLOATS)
+    total.add(update(1, 2, -4), 1)
+    total.add(update(5, 2, 0), 3)
+    # (1*1 + 3*5) / 4 = 4;  (1*2 + 3*2) / 4 = 2;  (1*-4 + 3*0) / 4 = -1
+    assert total.mean()["w"].tolist() == [4.0, 2.0, -1.0]
+    assert total.weight == 4
+
+
+updates_and_weights = st.lists(
+    st.tuples(
+        hnp.arrays(np.float32, 5, elements=st.floats(-100, 100, width=32)),
+        st.integers(1, 5000),
+    ),
+    min_size=1,
+    max_size=8,
+)
+
+
+@given(updates_and_weights)
+def test_mean_equals_a_float64_mean(parts: list[tuple[np.ndarray, int]]) -> None:
+    total = ExactSum({"w": np.zeros(5, np.float32)})
+    for array, weight in parts:
+        total.add({"w": array}, weight)
+    arrays = np.stack([array for array, _ in parts]).astype(np.float64)
+    expected = np.average(arrays, axis=0, weights=[weight for _, weight in parts])
+    np.testing.assert_allclose(total.mean()["w"], expected, rtol=1e-12, atol=1e-10)
+
+
+@given(updates_and_weights, st.randoms(use_true_random=False), st.integers(0, 8))
+def test_order_and_grouping_do_not_matter(
+    parts: list[tuple[np.ndarray, int]], random: object, cut: int
+) -> None:
+    model = {"w": np.zeros(5, np.float32)}
+    straight = ExactSum(model)
+    for array, weight in parts:
+        straight.add({"w": array}, weight)
+    shuffled = list(parts)
+    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    grouped = ExactSum(model)
+    for group in (shuffled[:cut], shuffled[cut:]):
+        node = ExactSum(model)
+        for array, weight in group:
+            node.add({"w": array}, weight)
+        if group:
+            grouped.add_partial(node.totals, node.weight)
+    assert grouped.mean()["w"].tobytes() == straight.mean()["w"].tobytes()
+
+
+def test_a_plain_float_sum_would_depend_on_order() -> None:
+    # Shows that the test above can fail: the same numbers, added as floats.
+    values = [np.float32(v) for v in (1e8, 1.0, -1e8, 1.0)]
+    sums = {float(sum(order)) for order in itertools.permutations(values)}
+    assert len(sums) > 1
+
+
+def test_overflow_of_one_update_is_refused() -> None:
+    total = ExactSum(FLOATS)
+    with pytest.raises(UpdateError, match="too large"):
+        total.add(update(1e30, 0, 0), 1)
+    assert total.weight == 0
+
+
+def test_overflow_of_the_sum_is_refused_and_nothing_is_lost() -> None:
+    total = ExactSum(FLOATS)
+    large = 2.0**26 - 4  # times 2^36 is just below 2^62
+    total.add(update(large, 0, 0), 1)
+    total.add(update(large, 0, 0), 1)
+    with pytest.raises(UpdateError, match="too large"):
+        total.add(update(large, 0, 0), 1)
+    assert total.mean()["w"].tolist() == [large, 0, 0]
+
+
+def test_a_partial_sum_of_the_smallest_integer_is_refused() -> None:
+    total = ExactSum(FLOATS)
+    with pytest.raises(UpdateError, match="too large"):
+        total.add_partial({"w": np.full(3, -(2**63), np.int64)}, 1)
+
+
+@pytest.mark.parametrize(
+    ("bad", "weight", "reason"),
+    [
+        ({}, 1, "missing: w"),
+        ({**update(1, 2, 3), "x": np.zeros(1)}, 1, "unknown to the model: x"),
+        ({"w": np.zeros(1, np.float32)}, 1, r"shape \(1,\)"),
+        ({"w": np.zeros(3, np.float64)}, 1, "float64, expected float32"),
+        (update(np.nan, 0, 0), 1, "not finite"),
+        (update(0, np.inf, 0), 1, "not finite"),
+        (update(1, 2, 3), 0, "positive"),
+        (update(1, 2, 3), -5, "positive"),
+        (update(1, 2, 3), 2**50, "sane"),
+        (update(1, 2, 3), "7", "integer"),
+        (update(1, 2, 3), True, "integer"),
+        (update(1, 2, 3), 2.0, "integer"),
+    ],
+)
+def test_a_bad_update_is_refused(
+    bad: dict[str, np.ndarray], weight: int, reason: str
+) -> None:
+    total = ExactSum(FLOATS)
+    with pytest.raises(UpdateError, match=reason):
+        total.add(bad, weight)
+    assert total.weight == 0
+    assert total.totals["w"].tolist() == [0, 0, 0]
+
+
+def test_a_float_partial_sum_is_refused() -> None:
+    with pytest.raises(UpdateError, match="expected int64"):
+        ExactSum(FLOATS).add_partial(update(1, 2, 3), 1)
+
+
+def test_integers_stay_integers() -> None:
+    model = {"count": np.array(10, np.int64), "small": np.array([1, 2], np.int8)}
+    total = ExactSum(model)
+    total.add({"count": np.array(4, np.int64), "small": np.array([1, 0], np.int8)}, 1)
+    total.add({"count": np.array(7, np.int64), "small": np.array([0, 0], np.int8)}, 3)
+    new = aggregation.apply_mean(model, total.mean())
+    # (1*4 + 3*7) / 4 = 6.25 -> 6;  (1*1 + 3*0) / 4 = 0.25 -> 0
+    assert new["count"].item() == 16
+    assert new["small"].tolist() == [1, 2]
+    assert {name: a.dtype for name, a in new.items()} == {
+        "count": np.dtype(np.int64),
+        "small": np.dtype(np.int8),
+    }
+
+
+def test_scalars_and_empty_arrays() -> None:
+    model = {"s": np.array(1.0, np.float32), "e": np.zeros((0, 3), np.float32)}
+    total = ExactSum(model)
+    total.add({"s": np.array(0.5, np.float32), "e": np.zeros((0, 3), np.float32)}, 2)
+    new = aggregation.apply_mean(model, total.mean())
+    assert new["s"].shape == ()
+    assert new["s"].item() == 1.5
+    assert new["e"].shape == (0, 3)
+
+
+def test_no_update_has_no_mean() -> None:
+    with pytest.raises(ValueError, match="no update"):
+        ExactSum(FLOATS).mean()
+
+
+def test_inputs_are_not_changed() -> None:
+    model, one = {"w": np.ones(3, np.float32)}, update(1, 2, 3)
+    total = ExactSum(model)
+    total.add(one, 5)
+    aggregation.apply_mean(model, total.mean())
+    assert model["w"].tolist() == [1, 1, 1]
+    assert one["w"].tolist() == [1, 2, 3]
+
+
+def test_norm_is_over_all_floats_together() -> None:
+    arrays = {"a": np.array([3.0]), "b": np.array([[4.0]]), "n": np.array([100])}
+    assert aggregation.norm(arrays) == 5.0
+
+
+def test_pooled_statistics_are_those_of_the_union() -> None:
+    first, second = np.array([0.0, 2.0]), np.array([10.0, 14.0, 12.0])
+    model = {"bn.running_mean": np.zeros(1), "bn.running_var": np.ones(1)}
+    total = ExactSum(model)
+    for data in (first, second):
+        local = {
+            "bn.running_mean": np.array([data.mean()]),
+            "bn.running_var": np.array([data.var()]),
+        }
+        difference = aggregation.subtract(
+            aggregation.to_moments(local), aggregation.to_moments(model)
+        )
+        total.add(difference, len(data))
+    moments = aggregation.apply_mean(aggregation.to_moments(model), total.mean())
+    pooled = aggregation.from_moments(moments)
+    union = np.concatenate([first, second])
+    np.testing.assert_allclose(pooled["bn.running_mean"], union.mean())
+    np.testing.assert_allclose(pooled["bn.running_var"], union.var())

@@ -1,0 +1,137 @@
+"""Holds the import direction and a few habits that a review would otherwise repeat."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import PROJECT
+
+# Each layer may import from those before it, and from within itself where marked.
+STRATEGY_LAYERS = [
+    {"wire", "randomness"},
+    {"aggregation", "federation"},
+    {"replies"},
+    {"fedavg"},
+    {"fedprox"},
+]
+APP_LAYERS = [
+    {"models"},
+    {"config", "startup"},
+    {"optim", "data.augment", "data.partition", "data.cache"},
+    {"task", "data.reading", "artifacts", "plots"},
+    {"data.datasets", "callbacks", "environment"},
+    {"client_app", "server_app", "following", "submission"},
+    {"simulation", "doctor"},
+    {"cli"},
+]
+
+
+def sources(package: str) -> list[Path]:
+    return sorted((PROJECT / package).rglob("*.py"))
+
+
+def module_of(path: Path, package: str) -> str:
+    return ".".join(path.relative_to(PROJECT / package).with_suffix("").parts)
+
+
+def imports(path: Path, *, typing: bool = False) -> set[str]:
+    """Return dotted names of what a file imports, `if TYPE_CHECKING` blocks left out."""
+    found: set[str] = set()
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.If) and not typing:
+            if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+                return
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(path.read_text()))
+    return found
+
+
+def layer_of(name: str, layers: list[set[str]]) -> int | None:
+    """Return the layer of `module` or `module.attribute`."""
+    for index, modules in enumerate(layers):
+        if any(name == m or name.startswith(f"{m}.") for m in modules):
+            return index
+    return None
+
+
+@pytest.mark.parametrize(
+    ("package", "layers"), [("strategies", STRATEGY_LAYERS), ("fl_app", APP_LAYERS)]
+)
+def test_imports_go_downward(package: str, layers: list[set[str]]) -> None:
+    for path in sources(package):
+        module = module_of(path, package)
+        if module.endswith("__init__"):
+            continue
+        own = layer_of(module, layers)
+        assert own is not None, f"{module} has no layer yet: give it one here"
+        for name in imports(path):
+            if not name.startswith(f"{package}."):
+                continue
+            other = layer_of(name.removeprefix(f"{package}."), layers)
+            if other is not None:
+                assert other < own, f"{path} imports {name}, which is not below it"
+
+
+def test_strategies_know_nothing_of_the_app() -> None:
+    for path in sources("strategies"):
+        assert not any(name.startswith("fl_app") for name in imports(path, typing=True))
+
+
+@pytest.mark.parametrize("module", ["task", "optim", "models", "plots"])
+def test_torch_and_plots_know_nothing_of_flower(module: str) -> None:
+    names = imports(PROJECT / "fl_app" / f"{module}.py", typing=True)
+    assert not any(name.split(".")[0] == "flwr" for name in names)
+
+
+def test_flower_internals_are_used_in_one_file() -> None:
+    private = ("flwr.supercore", "flwr.proto", "flwr.common.serde", "flwr.superlink")
+    users = {
+        path.name
+        for path in [*sources("fl_app"), *sources("strategies")]
+        if any(name.startswith(private) for name in imports(path))
+    }
+    assert users == {"submission.py"}
+
+
+def test_only_config_reads_the_run_config() -> None:
+    readers = {
+        path.name
+        for path in sources("fl_app")
+        if "context.run_config" in path.read_text()
+    }
+    assert readers == {"client_app.py", "server_app.py"}
+    for name in readers:  # which hand it over whole
+        text = (PROJECT / "fl_app" / name).read_text()
+        assert "run_config[" not in text
+        assert "run_config.get" not in text
+
+
+def test_no_global_state_and_no_dumping_ground() -> None:
+    for path in [*sources("fl_app"), *sources("strategies")]:
+        assert path.stem not in {"utils", "helpers", "common", "misc"}
+        tree = ast.parse(path.read_text())
+        assert not any(isinstance(node, ast.Global) for node in ast.walk(tree)), path
+
+
+def test_every_option_is_declared_once_and_read() -> None:
+    from fl_app.config import RunConfig
+    from tests.conftest import default_options
+
+    declared = {key for key in default_options() if "." not in key}
+    fields = {name.replace("_", "-") for name in RunConfig.model_fields}
+    assert declared == fields - {"strategy-options"}
+    code = "\n".join(
+        path.read_text()
+        for path in [*sources("fl_app"), *sources("strategies")]
+        if path.name != "config.py"
+    )
+    for name in RunConfig.model_fields:
+        assert name in code or name.replace("_", "-") in code, f"nothing reads {name}"

@@ -1,0 +1,256 @@
+"""The server half and the round loop, against nodes whose replies are written here."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+
+from strategies import wire
+from strategies.aggregation import ExactSum
+from strategies.fedavg import FedAvg, RoundResult
+from strategies.federation import Federation, FederationError
+from strategies.wire import Arrays
+from tests.local_grid import Handler, LocalGrid
+
+START: Arrays = {"w": np.array([1.0, 2.0], np.float32), "n": np.array(3, np.int64)}
+COUNTS = np.array([[10, 0], [20, 10], [0, 30], [25, 5]])
+SIZES = COUNTS.sum(axis=1).tolist()
+
+
+def step(client: int) -> Arrays:
+    """Client k moves w by [k, -k] and counts k steps."""
+    return {
+        "w": np.array([client, -client], np.float32),
+        "n": np.array(client, np.int64),
+    }
+
+
+def rows(clients: list[int], **changes: Any) -> MetricRecord:
+    columns: dict[str, Any] = {
+        wire.CLIENT_IDS: clients,
+        wire.NUM_EXAMPLES: [SIZES[c] for c in clients],
+        wire.LOSS: [float(c) for c in clients],
+    }
+    return MetricRecord({**columns, **changes})
+
+
+def honest(message: Message) -> Message:
+    """Answer as the client app does: a sum of several clients, or one update."""
+    if message.metadata.message_type == wire.QUERY:
+        hosted = wire.pack({wire.LABEL_COUNTS: COUNTS})
+        return Message(RecordDict({wire.HOSTED: hosted}), reply_to=message)
+    task = message.content.config_records[wire.TASK]
+    clients = wire.integers(task, wire.TRAIN_IDS)
+    validating = wire.integers(task, wire.EVALUATE_IDS)
+    reply = RecordDict()
+    if len(clients) == 1:
+        reply[wire.UPDATE] = wire.pack(step(clients[0]))
+    elif clients:
+        total = ExactSum(START)
+        for client in clients:
+            total.add(step(client), SIZES[client])
+        reply[wire.SUM] = wire.pack(total.totals)
+    if clients:
+        reply[wire.TRAINED] = rows(clients)
+    if validating:
+        right = [SIZES[c] // 2 for c in validating]
+        reply[wire.VALIDATED] = rows(validating, **{wire.NUM_CORRECT: right})
+    return Message(reply, reply_to=message)
+
+
+def training(reply: Callable[[Message, RecordDict], Message | None]) -> Handler:
+    """An honest node whose replies to training are changed."""
+
+    def handle(message: Message) -> Message | None:
+        answer = honest(message)
+        if message.metadata.message_type != wire.TRAIN:
+            return answer
+        return reply(message, answer.content)
+
+    return handle
+
+
+def run(
+    *nodes: Handler, num_rounds: int = 1, **options: Any
+) -> tuple[list[RoundResult], FedAvg, Federation]:
+    grid = LocalGrid(dict(enumerate(nodes, start=1)))
+    federation = Federation(grid, min_nodes=1, node_timeout=1)
+    strategy = FedAvg(**{"seed": 0, "round_timeout": 0.3, **options})
+    return (
+        list(strategy.rounds(federation, START, num_rounds)),
+        strategy,
+        federation,
+    )
+
+
+@pytest.mark.parametrize("num_nodes", [1, 2, 3, 4])
+def test_the_mean_is_weighted_by_examples_on_any_number_of_nodes(
+    num_nodes: int,
+) -> None:
+    (result,), _, _ = run(*[honest] * num_nodes)
+    # sum n_k k / sum n_k = (10*0 + 30*1 + 30*2 + 30*3) / 100 = 1.8
+    np.testing.assert_array_equal(result.arrays["w"], np.float32([2.8, 0.2]))
+    assert result.arrays["n"] == 5  # 3 + 1.8 rounded
+    assert result.arrays["w"].dtype == np.float32
+    assert result.arrays["n"].dtype == np.int64
+    assert result.train_loss == pytest.approx(1.8)
+    assert [row[wire.CLIENT_IDS] for row in result.trained] == [0, 1, 2, 3]
+    assert START["w"].tolist() == [1.0, 2.0]
+
+
+def test_validation_is_weighted_by_examples_and_sent_with_training() -> None:
+    (result,), _, _ = run(honest, honest)
+    assert result.validation is not None
+    assert result.validation.accuracy == 0.5
+    assert result.validation.num_examples == 100
+
+
+def test_validation_follows_evaluate_every() -> None:
+    results, _, _ = run(honest, num_rounds=4, evaluate_every=2)
+    # rounds 1 and 3 receive the models of rounds 0 and 2
+    assert [r.validation is not None for r in results] == [True, False, True, False]
+
+
+def test_the_last_model_can_be_validated_alone() -> None:
+    (result,), strategy, federation = run(honest, honest)
+    verdict = strategy.validate(federation, result.arrays, 1)
+    assert verdict is not None
+    assert verdict.accuracy == 0.5
+
+
+def test_fraction_evaluate_zero_asks_nobody() -> None:
+    (result,), strategy, federation = run(honest, fraction_evaluate=0.0)
+    assert result.validation is None
+    assert strategy.validate(federation, result.arrays, 1) is None
+
+
+def test_bytes_are_those_of_the_messages() -> None:
+    (result,), _, federation = run(honest, honest)
+    sent = [m for m in federation._grid.sent if m.metadata.message_type == wire.TRAIN]  # type: ignore[attr-defined]
+    assert result.download_bytes == sum(wire.num_bytes(m.content) for m in sent) > 0
+    assert result.upload_bytes > 0
+
+
+def error(message: Message, _: RecordDict) -> Message:
+    return Message(Error(2, "<class 'ValueError'>:<'boom'>"), reply_to=message)
+
+
+def silent(message: Message, _: RecordDict) -> None:
+    return None
+
+
+def altered(change: Callable[[RecordDict], None]) -> Handler:
+    def reply(message: Message, content: RecordDict) -> Message:
+        change(content)
+        return Message(content, reply_to=message)
+
+    return training(reply)
+
+
+def with_update(**arrays: np.ndarray) -> Callable[[RecordDict], None]:
+    def change(content: RecordDict) -> None:
+        content[wire.UPDATE] = wire.pack(arrays)
+
+    return change
+
+
+def with_rows(**changes: Any) -> Callable[[RecordDict], None]:
+    def change(content: RecordDict) -> None:
+        clients = list(content.metric_records[wire.TRAINED][wire.CLIENT_IDS])  # type: ignore[arg-type]
+        content[wire.TRAINED] = rows(clients, **changes)
+
+    return change
+
+
+def without(name: str) -> Callable[[RecordDict], None]:
+    return lambda content: content.pop(name) and None
+
+
+N = np.array(0, np.int64)
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (training(error), "boom"),
+        (training(silent), "no reply within"),
+        (altered(with_update(w=np.float32([np.nan, 0]), n=N)), "not finite"),
+        (altered(with_update(w=np.float32([np.inf, 0]), n=N)), "not finite"),
+        (altered(with_update(w=np.float32([1, 2, 3]), n=N)), "shape"),
+        (altered(with_update(w=np.float32([1]), n=N)), "shape"),
+        (altered(with_update(w=np.float64([1, 2]), n=N)), "float64"),
+        (altered(with_update(n=N)), "missing: w"),
+        (altered(with_update(w=np.float32([1, 2]), n=N, x=N)), "unknown to the model"),
+        (altered(without(wire.UPDATE)), "holds no update"),
+        (altered(without(wire.TRAINED)), "accounts for clients"),
+        (altered(with_rows(**{wire.NUM_EXAMPLES: [0]})), "positive"),
+        (altered(with_rows(**{wire.NUM_EXAMPLES: [-30]})), "positive"),
+        (altered(with_rows(**{wire.NUM_EXAMPLES: [2**60]})), "sane"),
+        (altered(with_rows(**{wire.NUM_EXAMPLES: [2.5]})), "integer"),
+        (altered(with_rows(**{wire.CLIENT_IDS: [99]})), "accounts for clients"),
+        (altered(with_rows(**{wire.LOSS: [1.0, 2.0]})), "bad reply"),
+    ],
+)
+def test_a_bad_reply_is_left_out_with_its_reason(bad: Handler, reason: str) -> None:
+    nodes = [honest, honest, bad, honest]  # node 3 trains one client
+    (result,), _, _ = run(*nodes)
+    (failure,) = result.failures
+    assert failure.node_id == 3
+    assert reason in failure.reason
+    assert result.quorum_met
+    good = [c for c in range(4) if c != failure.client_id]
+    mean = sum(SIZES[c] * c for c in good) / sum(SIZES[c] for c in good)
+    np.testing.assert_allclose(result.arrays["w"], [1 + mean, 2 - mean], rtol=1e-6)
+
+
+def test_a_bad_partial_sum_is_left_out_with_all_its_clients() -> None:
+    def change(content: RecordDict) -> None:
+        if wire.SUM in content:
+            content[wire.SUM] = ArrayRecord({})
+
+    (result,), _, _ = run(honest, honest, altered(change), min_fraction=0.0)
+    counted = {row[wire.CLIENT_IDS] for row in result.trained}
+    assert counted | {f.client_id for f in result.failures} == {0, 1, 2, 3}
+
+
+def test_a_client_that_failed_on_its_node_is_named() -> None:
+    def change(content: RecordDict) -> None:
+        (client,) = content.metric_records[wire.TRAINED][wire.CLIENT_IDS]  # type: ignore[misc]
+        for name in (wire.TRAINED, wire.UPDATE):
+            del content[name]
+        content[wire.FAILED] = ConfigRecord(
+            {
+                wire.CLIENT_IDS: [client],
+                wire.REASON: ["ValueError: boom"],
+                wire.TRACEBACK: ["Traceback: boom"],
+            }
+        )
+
+    (result,), _, _ = run(honest, altered(change), honest, honest)
+    (failure,) = result.failures
+    assert (failure.reason, failure.traceback) == (
+        "ValueError: boom",
+        "Traceback: boom",
+    )
+
+
+def test_below_quorum_the_old_model_stays() -> None:
+    nodes = [honest, training(error), training(error), training(error)]
+    (result,), _, _ = run(*nodes, min_fraction=0.5)
+    assert not result.quorum_met
+    assert result.arrays is START
+    assert len(result.failures) == 3
+
+
+def test_failed_rounds_in_a_row_end_the_run_with_the_reason() -> None:
+    with pytest.raises(FederationError, match="2 rounds in a row.*boom"):
+        run(training(error), num_rounds=5, max_failed_rounds=2)
+
+
+def test_rounds_can_go_on_from_any_round() -> None:
+    results, strategy, federation = run(honest, num_rounds=3, fraction_train=0.5)
+    resumed = list(strategy.rounds(federation, results[0].arrays, 3, first=2))
+    assert resumed[-1].arrays["w"].tobytes() == results[-1].arrays["w"].tobytes()
+    assert [r.cohort for r in resumed] == [r.cohort for r in results[1:]]

@@ -1,0 +1,175 @@
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fl_app import models, task
+from fl_app.data.augment import rotate_shift
+from tests.conftest import make_config
+
+NORMALISE = task.Normalisation((0.0,), (1.0,))
+
+
+def examples(number: int, shape: tuple[int, ...] = (1, 8, 8)) -> task.Examples:
+    draws = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (number, *shape), dtype=torch.uint8, generator=draws)
+    return task.Examples(images, torch.arange(number) % 10)
+
+
+def options(**changes: Any) -> task.TrainOptions:
+    return task.TrainOptions.of_round(
+        make_config(**{"local_epochs": 2, "batch_size": 8, **changes}), 1
+    )
+
+
+def train(model: nn.Module, data: task.Examples, **changes: Any) -> float:
+    seed = changes.pop("seed", 3)
+    augment = changes.pop("augmentation", None)
+    return task.train(
+        model, data, options(**changes), NORMALISE, seed=seed, augment=augment
+    )
+
+
+class Constant(nn.Module):
+    """Logits that do not depend on the image: log-odds [2, 0] for every image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.tensor([2.0, 0.0]))
+        self.dropout = nn.Dropout(0.9)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.dropout(self.logits.expand(len(x), 2))
+
+
+def test_evaluation_is_a_mean_over_examples_in_eval_mode() -> None:
+    labels = torch.tensor([0, 0, 0, 1, 1, 1, 1])
+    data = task.Examples(torch.zeros(7, 1, 2, 2, dtype=torch.uint8), labels)
+    result = task.evaluate(Constant(), data, NORMALISE, num_classes=2, chunk=3)
+    right, wrong = math.log(1 + math.exp(-2)), math.log(1 + math.exp(2))
+    assert result.loss == pytest.approx((3 * right + 4 * wrong) / 7, rel=1e-6)
+    assert result.accuracy == 3 / 7
+    assert result.per_class_accuracy == [1.0, 0.0]
+
+
+def test_a_class_without_examples_has_no_accuracy() -> None:
+    data = task.Examples(
+        torch.zeros(2, 1, 2, 2, dtype=torch.uint8), torch.zeros(2).long()
+    )
+    result = task.evaluate(Constant(), data, NORMALISE, num_classes=2)
+    assert result.per_class_accuracy == [1.0, None]
+
+
+def test_evaluation_does_not_depend_on_the_chunk() -> None:
+    model, data = models.build("cnn", (1, 8, 8), 10, seed=0), examples(50)
+    losses = [
+        task.evaluate(model, data, NORMALISE, num_classes=10, chunk=chunk).loss
+        for chunk in (1, 7, 50, 500)
+    ]
+    assert losses == pytest.approx([losses[0]] * 4, rel=1e-6)
+
+
+def test_normalisation() -> None:
+    normalise = task.Normalisation((0.5, 0.0), (0.25, 1.0))
+    pixels = torch.tensor([0.0, 255.0]).expand(1, 2, 1, 2)
+    expected = [[[[-2.0, 2.0]], [[0.0, 1.0]]]]
+    torch.testing.assert_close(normalise(pixels), torch.tensor(expected))
+
+
+def test_training_is_repeated_by_its_seed_and_leaves_the_callers_draws() -> None:
+    data, results = examples(20), []
+    for seed in (3, 3, 4):
+        model = models.build("improved-cnn", (1, 8, 8), 10, seed=0)
+        torch.manual_seed(1)
+        before = torch.get_rng_state()
+        train(model, data, seed=seed, augmentation=rotate_shift)
+        assert torch.equal(torch.get_rng_state(), before)
+        results.append(task.get_arrays(model))
+    one, two, other = results
+    assert all(one[name].tobytes() == two[name].tobytes() for name in one)
+    assert any(one[name].tobytes() != other[name].tobytes() for name in one)
+
+
+def test_loss_falls_and_is_the_mean_over_examples() -> None:
+    model, data = models.build("mlp", (1, 8, 8), 10, seed=0), examples(20)
+    first = train(model, data, local_epochs=1)
+    assert first == pytest.approx(math.log(10), abs=0.3)
+    assert train(model, data, local_epochs=30) < first
+
+
+def test_the_mean_loss_weights_the_last_small_batch_by_its_size() -> None:
+    # A model that learns nothing: three batches of 8, 8 and 1, all with the same loss.
+    data = task.Examples(
+        torch.zeros(17, 1, 2, 2, dtype=torch.uint8), torch.zeros(17).long()
+    )
+    model = Constant()
+    model.dropout = nn.Dropout(0.0)
+    loss = train(model, data, learning_rate=1e-30, local_epochs=1)
+    assert loss == pytest.approx(math.log(1 + math.exp(-2)), rel=1e-5)
+
+
+def test_every_example_is_seen_once_an_epoch() -> None:
+    seen: list[torch.Tensor] = []
+
+    class Recorder(Constant):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append(x.flatten(1)[:, 0].clone())
+            return super().forward(x)
+
+    images = torch.arange(20, dtype=torch.uint8).view(20, 1, 1, 1).expand(20, 1, 2, 2)
+    train(Recorder(), task.Examples(images, torch.zeros(20).long()), local_epochs=2)
+    pixels = torch.cat(seen) * 255
+    for epoch in pixels.split(20):
+        assert sorted(epoch.round().int().tolist()) == list(range(20))
+    assert pixels[:20].tolist() != pixels[20:].tolist()
+
+
+def test_a_loss_that_is_not_finite_is_an_error() -> None:
+    model = models.build("mlp", (1, 8, 8), 10, seed=0)
+    with pytest.raises(FloatingPointError, match="smaller learning-rate"):
+        train(model, examples(20), learning_rate=1e30)
+
+
+def test_the_learning_rate_decays_each_round() -> None:
+    config = make_config(learning_rate=0.4, learning_rate_decay=0.5)
+    rates = [task.TrainOptions.of_round(config, r).learning_rate for r in (1, 2, 3)]
+    assert rates == [0.4, 0.2, 0.1]
+
+
+def test_adam_trains() -> None:
+    model, data = models.build("mlp", (1, 8, 8), 10, seed=0), examples(20)
+    changes = {"optimizer": "adam", "learning_rate": 0.001}
+    first = train(model, data, local_epochs=1, **changes)
+    assert train(model, data, local_epochs=20, **changes) < first
+
+
+def test_arrays_round_trip_and_are_copies() -> None:
+    model = models.build("improved-cnn", (1, 8, 8), 10, seed=0)
+    arrays = task.get_arrays(model)
+    other = models.build("improved-cnn", (1, 8, 8), 10, seed=1)
+    task.set_arrays(other, arrays)
+    again = task.get_arrays(other)
+    assert list(again) == list(arrays)
+    assert all(np.array_equal(again[name], arrays[name]) for name in arrays)
+    arrays["0.weight"][:] = 0
+    assert task.get_arrays(model)["0.weight"].any()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda a: a.pop("1.bias"), "another model; not in both: 1.bias"),
+        (lambda a: a.update(x=np.zeros(1)), "not in both: x"),
+        (lambda a: a.update({"1.bias": np.zeros(3, np.float32)}), r"\(3,\)"),
+        (lambda a: a.update({"1.bias": np.zeros(10)}), "float64"),
+    ],
+)
+def test_arrays_of_another_model_are_refused(change: Any, said: str) -> None:
+    model = models.build("logistic", (1, 8, 8), 10, seed=0)
+    arrays = task.get_arrays(model)
+    change(arrays)
+    with pytest.raises(ValueError, match=said):
+        task.set_arrays(model, arrays)
