@@ -97,7 +97,7 @@ class RunFolder:
             "normalisation": json.dumps({"mean": info.mean, "std": info.std}),
             "class_names": json.dumps(info.class_names),
         }
-        tensors = {name: np.ascontiguousarray(a) for name, a in arrays.items()}
+        tensors = {name: np.asarray(a, order="C") for name, a in arrays.items()}
         self._write_bytes(MODEL, save(tensors, metadata=described))
 
     def write_picture(self, name: str, png: bytes) -> None:

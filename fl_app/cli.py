@@ -93,7 +93,7 @@ def resolve(arguments: list[str] | None) -> tuple[RunConfig, dict[str, Any]]:
     options = environment.default_options(environment.find_project())
     try:
         given = submission.parse_options(arguments)
-    except (click.ClickException, ValueError) as error:
+    except (click.ClickException, ValueError, OSError) as error:
         raise ConfigError(f"--run-config cannot be read: {error}") from None
     for key in given:
         if key not in options:

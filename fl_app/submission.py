@@ -6,6 +6,7 @@ simulation needs. They are those of the release that pyproject.toml admits.
 """
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,5 +113,15 @@ def build_bundle(project: Path) -> bytes:
 
 
 def parse_options(arguments: list[str] | None) -> dict[str, Any]:
-    """Return the options in `-c 'key=value ...'` arguments, read as `flwr run` does."""
+    """Return the options in `-c 'key=value ...'` arguments, read as `flwr run` does.
+
+    Raises:
+        ValueError: a part is no `key=value`; Flower would pass over it in silence.
+        click.ClickException: a value is not TOML.
+    """
+    pair = re.compile(r"\S+?=('[^']*'|\"[^\"]*\"|\S+)")
+    for argument in arguments or []:
+        rest = pair.sub("", argument).strip()
+        if rest and not argument.endswith(".toml"):
+            raise ValueError(f"{rest!r} is no key=value (without blanks around the =)")
     return dict(parse_config_args(arguments))

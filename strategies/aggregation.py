@@ -23,6 +23,8 @@ FRACTION_BITS = 36
 _SCALE = 2.0**FRACTION_BITS
 _LIMIT = 2**63  # of an int64's magnitude
 
+_TOO_LARGE = "too large to be summed exactly: has training diverged?"
+
 _Array = np.ndarray[Any, Any]
 
 
@@ -112,7 +114,7 @@ class ExactSum:
     def _accumulate(self, products: Mapping[str, _Array], weight: int) -> None:
         bound = self._bound + max((_peak(a) for a in products.values()), default=0)
         if bound >= _LIMIT:
-            raise UpdateError("the update is too large to be summed exactly")
+            raise UpdateError(f"the sum of updates is {_TOO_LARGE}")
         for name, product in products.items():
             np.add(self._totals[name], product, out=self._totals[name])
         self._bound = bound
@@ -150,11 +152,11 @@ def _product(name: str, array: _Array, weight: int) -> _Array:
         scaled = np.asarray(np.multiply(array, weight * _SCALE, dtype=np.float64))
         np.rint(scaled, out=scaled)
         if scaled.size and not max(-scaled.min(), scaled.max()) < float(_LIMIT):
-            raise UpdateError(f"{name!r} is too large to be summed exactly")
+            raise UpdateError(f"{name!r} is {_TOO_LARGE}")
         return scaled.astype(np.int64)
     if array.dtype.kind in "iu":
         if _peak(array) * weight >= _LIMIT:
-            raise UpdateError(f"{name!r} is too large to be summed exactly")
+            raise UpdateError(f"{name!r} is {_TOO_LARGE}")
         return np.asarray(array.astype(np.int64) * weight)
     raise UpdateError(f"{name!r} is {array.dtype}, which cannot be averaged")
 

@@ -38,7 +38,7 @@ def train(mu: float | None, *, name: str = "mlp", rate: float = 0.05) -> nn.Modu
 def distance(model: nn.Module, name: str = "mlp") -> float:
     start = models.build(name, (1, 8, 8), 10, seed=1)
     pairs = zip(model.parameters(), start.parameters(), strict=True)
-    return float(sum((a - b).square().sum() for a, b in pairs)) ** 0.5
+    return sum((a - b).square().sum().item() for a, b in pairs) ** 0.5
 
 
 def test_the_norm_is_squared() -> None:

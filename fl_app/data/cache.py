@@ -66,7 +66,7 @@ def _write(folder: Path, arrays: Mapping[str, Array], described: Any) -> None:
     try:
         checksums = {}
         for name, array in arrays.items():
-            np.save(draft / f"{name}.npy", np.ascontiguousarray(array))
+            np.save(draft / f"{name}.npy", np.asarray(array, order="C"))
             checksums[name] = _checksum(draft / f"{name}.npy")
         meta = {"checksums": checksums, "described": described}
         (draft / _META).write_text(json.dumps(meta))

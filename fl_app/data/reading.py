@@ -5,6 +5,7 @@ an image and a label column, image files in class folders, or an owner/name on t
 """
 
 import io
+import os
 import tempfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,7 @@ from strategies.randomness import keyed_generator
 Array = np.ndarray[Any, Any]
 _GREY_MODES = {"1", "L", "LA"}
 TEST_FOLDER = "test"
+_LOT = 1000  # images a thread decodes at a time
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ def _load_folder(folder: Path) -> dict[str, Table]:
     datasets.disable_progress_bars()
     with tempfile.TemporaryDirectory(prefix="fl-app-") as scratch:
         try:
-            loaded = datasets.load_dataset(str(folder), cache_dir=scratch)
+            loaded = datasets.load_dataset(**_loader(folder), cache_dir=scratch)
         except Exception as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise ConfigError(
@@ -126,6 +128,14 @@ def _load_folder(folder: Path) -> dict[str, Table]:
             for name in ("train", "test")
             if name in names
         }
+
+
+def _loader(folder: Path) -> dict[str, Any]:
+    """Return how `datasets` is to read a folder: Parquet files, or class folders."""
+    if any(folder.rglob("*.parquet")):
+        return {"path": str(folder)}
+    # By itself the loader drops the label where a folder holds one class only.
+    return {"path": "imagefolder", "data_dir": str(folder), "drop_labels": False}
 
 
 def _table(split: Any, source: str) -> Table:
@@ -172,9 +182,7 @@ def _decode(splits: Splits) -> tuple[dict[str, Array], dict[str, Any]]:
 
     def arrays_of(tables: list[Table]) -> tuple[Array, Array]:
         encoded = [image for table in tables for image in table.images]
-        with ThreadPoolExecutor() as pool:
-            decoded = pool.map(lambda image: _pixels(image, size, mode), encoded)
-            images = np.stack(list(decoded))
+        images = _decode_all(encoded, size, mode)
         labels = [index[label] for table in tables for label in table.labels]
         return images, np.asarray(labels, np.int64)
 
@@ -194,6 +202,26 @@ def _decode(splits: Splits) -> tuple[dict[str, Array], dict[str, Any]]:
     return arrays, _describe(arrays, names, owners)
 
 
+def _decode_all(encoded: list[bytes], size: tuple[int, int], mode: str) -> Array:
+    """Return all images, (N, C, H, W) uint8; threads share them in large lots."""
+    channels = 1 if mode == "L" else 3
+    images = np.empty((len(encoded), channels, size[1], size[0]), np.uint8)
+
+    def decode(start: int) -> None:
+        for i, image in enumerate(encoded[start : start + _LOT], start):
+            try:
+                images[i] = _pixels(image, size, mode)
+            except OSError as error:
+                raise ConfigError(
+                    f"image {i} of the data set cannot be decoded ({error}): mend or "
+                    "remove it"
+                ) from error
+
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        list(pool.map(decode, range(0, len(encoded), _LOT)))
+    return images
+
+
 def _class_names(tables: list[Table]) -> list[str]:
     """Return the first table's order if all agree, else the sorted union."""
     first = tables[0].class_names
@@ -206,8 +234,13 @@ def _class_names(tables: list[Table]) -> list[str]:
 
 def _header(encoded: bytes) -> tuple[tuple[int, int], str]:
     """Return (width, height) and mode without decoding the pixels."""
-    with Image.open(io.BytesIO(encoded)) as image:
-        return image.size, image.mode
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:
+            return image.size, image.mode
+    except OSError as error:
+        raise ConfigError(f"the data set holds a file that is no image: {error}") from (
+            error
+        )
 
 
 def _pixels(encoded: bytes, size: tuple[int, int], mode: str) -> Array:

@@ -1,0 +1,114 @@
+"""The command as a user types it, in a process of its own; nothing is trained here."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import PROJECT
+
+FL_APP = Path(sys.executable).parent / "fl-app"
+
+
+def fl_app(
+    home: Path, *arguments: str, cwd: Path = PROJECT
+) -> subprocess.CompletedProcess[str]:
+    variables = {
+        **os.environ,
+        "FLWR_HOME": str(home / "flwr"),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "NO_COLOR": "1",
+    }
+    return subprocess.run(
+        [str(FL_APP), *arguments],
+        env=variables,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("proximal-mu=-1.0", "proximal-mu = -1.0 is not allowed"),
+        ('strategy="fedmagic"', "there are: fedavg, fedprox"),
+        ("epochs=5", "option epochs is unknown: did you mean local-epochs?"),
+        ("num-clients=5000", "num-clients = 5000 is more than the 1438"),
+        ('dataset="mnits"', "dataset = 'mnits' is unknown"),
+        ('dataset="mnist" data-dir="/none"', "is not in data-dir = '/none'"),
+        ('results-dir="/proc/none"', "results-dir = '/proc/none' cannot be written"),
+        ('run-name="a/b"', "run-name = 'a/b' is not allowed"),
+        ('initial-model="/none"', "/none is not a model that a run has written"),
+        ("seed=", "--run-config cannot be read: 'seed=' is no key=value"),
+        ("seed = 3", "'seed = 3' is no key=value"),
+        ("seed=nonsense", "--run-config cannot be read"),
+        ("/none.toml", "--run-config cannot be read"),
+    ],
+)
+def test_bad_input_is_one_line_and_a_status(
+    tmp_path: Path, options: str, said: str
+) -> None:
+    done = fl_app(tmp_path, "run", "-c", options)
+    assert done.returncode == 1
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("error: ")
+    assert said in line
+
+
+def test_a_run_name_that_exists_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "results" / "mine").mkdir(parents=True)
+    options = f'results-dir="{tmp_path}/results" run-name="mine"'
+    done = fl_app(tmp_path, "run", "-c", options)
+    assert done.returncode == 1
+    assert "run-name = 'mine' exists" in done.stderr
+
+
+def test_bad_numbers_of_nodes(tmp_path: Path) -> None:
+    done = fl_app(tmp_path, "run", "--nodes", "0")
+    assert done.returncode == 1
+    assert "--nodes = 0 is not allowed" in done.stderr
+
+
+def test_setup_and_doctor(tmp_path: Path) -> None:
+    before = fl_app(tmp_path, "doctor")
+    assert before.returncode == 1
+    assert "connection 'local-simulation' is not in" in before.stdout
+    assert "run `fl-app setup`" in before.stdout
+    assert fl_app(tmp_path, "setup").returncode == 0
+    assert "already set up" in fl_app(tmp_path, "setup").stdout
+    after = fl_app(tmp_path, "doctor")
+    assert after.returncode == 0, after.stdout
+    assert "wrong" not in after.stdout
+
+
+def test_doctor_finds_what_is_wrong_with_a_run(tmp_path: Path) -> None:
+    fl_app(tmp_path, "setup")
+    done = fl_app(tmp_path, "doctor", "-c", 'dataset="mnist" data-dir="/none"')
+    assert done.returncode == 1
+    assert "wrong  dataset = 'mnist' is not in data-dir" in done.stdout
+
+
+def test_doctor_names_who_holds_the_port(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import socket
+
+    fl_app(tmp_path, "setup")
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        monkeypatch.setenv("FLWR_LOCAL_SUPERLINK_HTTP_API_PORT", str(port))
+        done = fl_app(tmp_path, "doctor")
+    assert done.returncode == 1
+    assert f"port {port} is held by process {os.getpid()}" in done.stdout
+
+
+def test_outside_the_project_the_codes_own_folder_is_taken(tmp_path: Path) -> None:
+    done = fl_app(tmp_path, "run", "-c", "proximal-mu=-1.0", cwd=tmp_path)
+    assert "proximal-mu = -1.0" in done.stderr

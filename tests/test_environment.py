@@ -1,0 +1,132 @@
+import os
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fl_app import environment, startup
+from fl_app.environment import ADDRESS, SetupError
+
+PORT = "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT"
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A Flower home and a site-packages of the test's own."""
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path / "flwr"))
+    packages = tmp_path / "site-packages"
+    packages.mkdir()
+    monkeypatch.setattr(environment, "_site_packages", lambda: packages)
+    return tmp_path / "flwr"
+
+
+def connections(home: Path) -> dict[str, Any]:
+    superlinks: dict[str, Any] = tomllib.loads((home / "config.toml").read_text())
+    return dict(superlinks["superlink"])
+
+
+def test_setup_registers_the_connection_on_all_cores(home: Path) -> None:
+    changed = environment.setup(Path("/project"))
+    assert len(changed) == 2
+    connection = connections(home)["local-simulation"]
+    assert connection["address"] == ADDRESS
+    assert connection["options"]["num-supernodes"] == environment.default_nodes()
+    assert {"local", "supergrid"} < connections(home).keys()  # Flower's own stay
+
+
+def test_setup_can_be_repeated(home: Path) -> None:
+    environment.setup(Path("/project"))
+    before = (home / "config.toml").read_bytes()
+    assert environment.setup(Path("/project")) == []
+    assert (home / "config.toml").read_bytes() == before
+
+
+def test_setup_keeps_what_the_user_wrote(home: Path) -> None:
+    home.mkdir()
+    (home / "config.toml").write_text(
+        '# mine\n[superlink]\ndefault = "lab"\n[superlink.lab]\naddress = "lab:1"\n'
+        "[superlink.local-simulation.options]\nnum-supernodes = 3\n"
+    )
+    environment.setup(Path("/project"))
+    assert "# mine" in (home / "config.toml").read_text()
+    assert connections(home)["default"] == "lab"
+    assert connections(home)["local-simulation"]["options"] == {"num-supernodes": 3}
+    assert connections(home)["local-simulation"]["address"] == ADDRESS
+
+
+def test_a_broken_config_is_an_error_and_stays_as_it_is(home: Path) -> None:
+    home.mkdir()
+    (home / "config.toml").write_text("[superlink")
+    with pytest.raises(SetupError, match=r"config.toml is not as Flower writes it"):
+        environment.setup(Path("/project"))
+    assert (home / "config.toml").read_text() == "[superlink"
+
+
+def test_setup_that_cannot_write_says_so(home: Path) -> None:
+    home.parent.joinpath("flwr").write_text("a file in the way")
+    with pytest.raises(SetupError, match="cannot write"):
+        environment.setup(Path("/project"))
+
+
+def test_another_project_is_taken_over_by_its_own_setup(home: Path) -> None:
+    environment.setup(Path("/one"))
+    assert environment.hook_is_current(Path("/one"))
+    assert not environment.hook_is_current(Path("/two"))
+    environment.setup(Path("/two"))
+    assert environment.hook_is_current(Path("/two"))
+
+
+def test_defaults_keep_flower_from_installing_and_name_the_project() -> None:
+    variables: dict[str, str] = {"PATH": "/usr/bin"}
+    startup.apply("/project", variables)
+    assert variables["FL_APP_PROJECT"] == "/project"
+    assert variables["FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"] == "1"
+    assert variables["PATH"].endswith(":/usr/bin")
+
+
+def test_what_the_user_set_stays() -> None:
+    variables = {PORT: "1234", "PATH": "/usr/bin"}
+    startup.apply("/project", variables)
+    startup.apply("/project", variables)
+    assert variables[PORT] == "1234"
+
+
+def test_what_another_checkout_set_is_replaced() -> None:
+    variables = {"PATH": "/usr/bin", "FLWR_HOME": "/home/flwr"}
+    startup.apply("/one", variables)
+    first = variables[PORT]
+    startup.apply("/two", variables)
+    assert variables["FL_APP_PROJECT"] == "/two"
+    assert variables[PORT] != first
+
+
+def test_ports_differ_between_projects_and_flower_homes() -> None:
+    ports = {
+        startup.defaults(project, {"FLWR_HOME": home})[PORT]
+        for project in ("/a", "/b")
+        for home in ("/h", "/i")
+    }
+    assert len(ports) == 4
+    assert all(20000 <= int(port) < 32000 for port in ports)
+
+
+def test_nodes_share_the_cores() -> None:
+    cores = environment.num_cores()
+    assert environment.node_resources(1)["client-resources-num-cpus"] == cores
+    assert environment.node_resources(cores * 5)["client-resources-num-cpus"] == 1
+
+
+def test_gpus_are_counted_as_they_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    for shown, number in (("", 0), ("-1", 0), ("0", 1), ("0,3", 2)):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
+        assert environment.num_gpus() == number
+
+
+def test_the_project_is_found_from_below_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    project = environment.find_project()
+    monkeypatch.chdir(project / "tests")
+    assert environment.find_project() == project
+    monkeypatch.chdir("/")
+    assert environment.find_project() == project  # from the code's own place
+    assert os.environ.get("FL_APP_PROJECT")
