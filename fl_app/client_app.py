@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import (
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Message,
+    MetricRecord,
+    RecordDict,
+)
 from flwr.clientapp import ClientApp
 
 import strategies
@@ -64,9 +71,9 @@ def evaluate(message: Message, context: Context) -> Message:
 
 def _work(message: Message, context: Context) -> Message:
     space = _workspace(message, context)
-    task = message.content.config_records[wire.TASK]
-    received = wire.unpack(message.content.array_records[wire.MODEL])
-    options = message.content.config_records[wire.STRATEGY]
+    task = wire.take(message.content, wire.TASK, ConfigRecord)
+    received = wire.unpack(wire.take(message.content, wire.MODEL, ArrayRecord))
+    options = wire.take(message.content, wire.STRATEGY, ConfigRecord)
     train_ids = wire.integers(task, wire.TRAIN_IDS)
     evaluate_ids = wire.integers(task, wire.EVALUATE_IDS)
     work = _ClientWork(space, received, _integer(task, wire.ROUND), dict(options))
@@ -183,7 +190,9 @@ class _ClientWork:
 
 
 def _workspace(message: Message, context: Context) -> Workspace:
-    num_clients = _integer(message.content.config_records[wire.TASK], wire.NUM_CLIENTS)
+    num_clients = _integer(
+        wire.take(message.content, wire.TASK, ConfigRecord), wire.NUM_CLIENTS
+    )
     return _cached_workspace(tuple(sorted(context.run_config.items())), num_clients)
 
 

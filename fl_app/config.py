@@ -128,6 +128,8 @@ class RunConfig(BaseModel):
             given = values.get(_kebab(name))
             if given == "auto" or (given == 0 and not isinstance(given, bool)):
                 values[_kebab(name)] = value
+        if values.get("fraction-evaluate") == "auto":
+            values["fraction-evaluate"] = values.get("fraction-train")
         prefix = f"{values.get('strategy')}."
         values["strategy-options"] = {
             key.removeprefix(prefix): value

@@ -35,13 +35,13 @@ def curves(rows: Sequence[Mapping[str, Any]], title: str) -> bytes:
     loss.set(title="Loss", ylabel="cross-entropy per image (nats)")
     loss.set_ylim(bottom=0)
     last = max(1, int(rows[-1]["round"])) if rows else 1
-    for axes in (accuracy, loss):
+    for axes, corner in ((accuracy, "lower right"), (loss, "upper right")):
         axes.set_xlabel("round")
         axes.set_xlim(0, last)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(**_GRID)
         if axes.lines:
-            axes.legend(frameon=False)
+            axes.legend(frameon=False, loc=corner)
     figure.suptitle(title)
     return _png(figure)
 
@@ -60,6 +60,7 @@ def _line(
         return
     rounds, values = zip(*points, strict=True)
     marker = "o" if len(points) <= 40 else None
+    label = f"{label}: {values[-1]:.4f} in round {rounds[-1]}"
     axes.plot(rounds, values, label=label, marker=marker, ms=3.5, **_STYLES[style])
     axes.margins(y=0.05)
 

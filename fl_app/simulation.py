@@ -1,5 +1,6 @@
 """One simulated run from the command line: check, submit, follow, judge."""
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,8 @@ def run(
     options |= _absolute_paths(config)
     folder = folder_of(config)
     with RunView(console, config.num_server_rounds) as view:
-        connection = Connection(CONNECTION)
+        with contextlib.chdir(project):  # where a SuperLink started now will stay
+            connection = Connection(CONNECTION)
         resources = {"num-supernodes": num_nodes, **node_resources(num_nodes)}
         run_id = connection.start(project, options, resources)
         try:

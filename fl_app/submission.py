@@ -5,7 +5,9 @@ take milliseconds where each `flwr` command takes a second of a core, which the
 simulation needs. They are those of the release that pyproject.toml admits.
 """
 
+import contextlib
 import hashlib
+import io
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -51,7 +53,9 @@ class Connection:
 
     def __init__(self, name: str) -> None:
         """Raises: click.ClickException: there is none, or it cannot be reached."""
-        self._client = init_http_client_from_connection(read_superlink_connection(name))
+        with contextlib.redirect_stdout(io.StringIO()):  # it tells of its own doings
+            connection = read_superlink_connection(name)
+            self._client = init_http_client_from_connection(connection)
 
     def start(
         self, project: Path, options: Mapping[str, Any], simulation: Mapping[str, Any]

@@ -200,7 +200,7 @@ class FedAvg:
         for reply in federation.exchange(
             contents, wire.TRAIN, timeout=self.round_timeout
         ):
-            task = contents[reply.node_id].config_records[wire.TASK]
+            task = wire.take(contents[reply.node_id], wire.TASK, ConfigRecord)
             tally.add(reply, asked=wire.integers(task, wire.TRAIN_IDS))
         result = RoundResult(
             round=round,

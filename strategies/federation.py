@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from strategies import wire
@@ -74,7 +74,7 @@ class Federation:
                 errors.append(f"node {reply.node_id}: {reply.error}")
                 log.warning("Node %d does not take part: %s", *reply_fields(reply))
                 continue
-            hosted = wire.unpack(reply.content.array_records[wire.HOSTED])
+            hosted = wire.unpack(wire.take(reply.content, wire.HOSTED, ArrayRecord))
             counts.append(hosted[wire.LABEL_COUNTS])
             answered.append(reply.node_id)
         if not answered:

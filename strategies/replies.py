@@ -6,7 +6,7 @@ Memory does not grow with the cohort: of a reply's arrays only their sum is kept
 import logging
 from dataclasses import dataclass
 
-from flwr.app import MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from strategies import aggregation, wire
 from strategies.aggregation import ExactSum, UpdateError
@@ -82,14 +82,14 @@ class Tally:
         weights = [row[wire.NUM_EXAMPLES] for row in trained]
         for weight in weights:
             aggregation.check_weight(weight)
-        records = content.array_records
-        if wire.SUM in records:
-            total = int(sum(weights))
-            self.total.add_partial(wire.unpack(records[wire.SUM]), total)
-        elif wire.UPDATE in records:
+        totals = wire.find(content, wire.SUM, ArrayRecord)
+        update = wire.find(content, wire.UPDATE, ArrayRecord)
+        if totals is not None:
+            self.total.add_partial(wire.unpack(totals), int(sum(weights)))
+        elif update is not None:
             if len(trained) != 1:
                 raise UpdateError(f"one update stands for {len(trained)} clients")
-            self.total.add(wire.unpack(records[wire.UPDATE]), int(weights[0]))
+            self.total.add(wire.unpack(update), int(weights[0]))
         elif trained:
             raise UpdateError("it holds no update")
 
@@ -115,7 +115,7 @@ class Tally:
 
 def _rows(content: RecordDict, name: str) -> list[dict[str, float]]:
     """Return a record of equally long lists as one dict per client."""
-    record: MetricRecord | None = content.metric_records.get(name)
+    record = wire.find(content, name, MetricRecord)
     if record is None:
         return []
     columns = {key: list(value) for key, value in record.items()}  # type: ignore[arg-type]
@@ -127,7 +127,7 @@ def _rows(content: RecordDict, name: str) -> list[dict[str, float]]:
 
 def _failures(reply: Reply) -> list[ClientFailure]:
     assert reply.content is not None
-    record = reply.content.config_records.get(wire.FAILED)
+    record = wire.find(reply.content, wire.FAILED, ConfigRecord)
     if record is None:
         return []
     ids = wire.integers(record, wire.CLIENT_IDS)

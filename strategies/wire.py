@@ -5,13 +5,15 @@ the project spells one out.
 """
 
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 Arrays: TypeAlias = dict[str, np.ndarray[Any, Any]]
 """Named tensors of a model (or of an update to one), in the model's own order."""
+
+R = TypeVar("R", ArrayRecord, ConfigRecord, MetricRecord)
 
 # Message types.
 QUERY = "query"  # what does this node host?
@@ -70,3 +72,32 @@ def integers(record: ConfigRecord, key: str) -> list[int]:
     if not isinstance(values, list):
         raise ValueError(f"{key} must be a list, got {values!r}")
     return [int(value) for value in values]
+
+
+def take(content: RecordDict, name: str, kind: type[R]) -> R:
+    """Return a record of the given kind.
+
+    Flower's typed views (`content.array_records` and such) put the content into a
+    reference cycle, and its arrays then stay in memory until Python looks for cycles.
+
+    Raises:
+        ValueError: there is none of that name and kind.
+    """
+    record = find(content, name, kind)
+    if record is None:
+        raise ValueError(f"the message lacks the record {name!r}")
+    return record
+
+
+def find(content: RecordDict, name: str, kind: type[R]) -> R | None:
+    """Return a record of the given kind; None where there is none of that name.
+
+    Raises:
+        ValueError: the record is of another kind.
+    """
+    if name not in content:
+        return None
+    record = content[name]
+    if not isinstance(record, kind):
+        raise ValueError(f"record {name!r} is no {kind.__name__}")
+    return record

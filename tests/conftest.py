@@ -1,7 +1,7 @@
 """Fixtures shared by all tests: options, a private data cache, Flower's identity."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,9 @@ Configure = Callable[..., RunConfig]
 
 
 @pytest.fixture(autouse=True)
-def _flower_identity() -> Iterator[None]:
+def _flower_identity() -> None:
     """Outside a run, Flower's messages need an identity to be made."""
     TaskIdentity.run_id = TaskIdentity.task_id = TaskIdentity.node_id = 1
-    yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,4 +1,4 @@
-"""A Grid whose nodes are calls in this process: the round loop without Flower's engine."""
+"""A Grid whose nodes are calls in this process: the loop without Flower's engine."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -13,13 +13,14 @@ Handler = Callable[[Message], Message | None]
 class LocalGrid(Grid):
     """Nodes by id, each a function from message to reply; None stays silent.
 
-    Replies come one per pull, the last message first: no order can be relied on.
+    A node works when it is pulled, one a pull, the last message first: no order can be
+    relied on, and no reply exists before it is asked for.
     """
 
     def __init__(self, nodes: Mapping[int, Handler]) -> None:
         self.nodes = dict(nodes)
         self.sent: list[Message] = []
-        self._replies: dict[str, Message] = {}
+        self._waiting: dict[str, Message] = {}
 
     def set_run(self, run: Any) -> None:
         raise NotImplementedError
@@ -43,15 +44,15 @@ class LocalGrid(Grid):
             name = f"message-{len(self.sent)}"
             message.metadata.__dict__["_message_id"] = name
             self.sent.append(message)
-            reply = self.nodes[message.metadata.dst_node_id](message)
-            if reply is not None:
-                self._replies[name] = reply
+            self._waiting[name] = message
             ids.append(name)
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        ready = [name for name in message_ids if name in self._replies]
-        return [self._replies.pop(name) for name in ready[-1:]]
+        ready = [name for name in message_ids if name in self._waiting]
+        messages = [self._waiting.pop(name) for name in ready[-1:]]
+        replies = [self.nodes[m.metadata.dst_node_id](m) for m in messages]
+        return [reply for reply in replies if reply is not None]
 
 
 def app_node(app: ClientApp, options: Mapping[str, Any]) -> Handler:

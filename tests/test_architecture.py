@@ -36,13 +36,13 @@ def module_of(path: Path, package: str) -> str:
 
 
 def imports(path: Path, *, typing: bool = False) -> set[str]:
-    """Return dotted names of what a file imports, `if TYPE_CHECKING` blocks left out."""
+    """Return dotted names of what a file imports, `if TYPE_CHECKING` left out."""
     found: set[str] = set()
 
     def visit(node: ast.AST) -> None:
-        if isinstance(node, ast.If) and not typing:
-            if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
-                return
+        guard = isinstance(node, ast.If) and isinstance(node.test, ast.Name)
+        if guard and node.test.id == "TYPE_CHECKING" and not typing:  # type: ignore[attr-defined]
+            return
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         if isinstance(node, ast.ImportFrom) and node.module:

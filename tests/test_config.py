@@ -26,6 +26,11 @@ def test_false_is_not_auto(configure: Configure) -> None:
     assert configure(dataset="mnist", augment=False).augment is False
 
 
+def test_the_clients_that_train_validate_by_default(configure: Configure) -> None:
+    assert configure(fraction_train=0.3).fraction_evaluate == 0.3
+    assert configure(fraction_train=0.3, fraction_evaluate=0.0).fraction_evaluate == 0.0
+
+
 def test_given_values_win_over_the_recipe(configure: Configure) -> None:
     config = configure(model="mlp", local_epochs=7)
     assert (config.model, config.local_epochs) == ("mlp", 7)

@@ -1,5 +1,6 @@
 """The server half and the round loop, against nodes whose replies are written here."""
 
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -254,3 +255,42 @@ def test_rounds_can_go_on_from_any_round() -> None:
     resumed = list(strategy.rounds(federation, results[0].arrays, 3, first=2))
     assert resumed[-1].arrays["w"].tobytes() == results[-1].arrays["w"].tobytes()
     assert [r.cohort for r in resumed] == [r.cohort for r in results[1:]]
+
+
+def test_memory_does_not_grow_with_the_cohort() -> None:
+    size = 250_000  # float32: a model of 1 MB
+    model = {"w": np.zeros(size, np.float32)}
+
+    def peak(num_clients: int) -> int:
+        counts = np.full((num_clients, 1), 10)
+
+        def node(message: Message) -> Message:
+            reply = RecordDict()
+            if message.metadata.message_type == wire.QUERY:
+                reply[wire.HOSTED] = wire.pack({wire.LABEL_COUNTS: counts})
+            else:
+                task = message.content.config_records[wire.TASK]
+                clients = wire.integers(task, wire.TRAIN_IDS)
+                reply[wire.UPDATE] = wire.pack({"w": np.ones(size, np.float32)})
+                ones = [1.0] * len(clients)
+                reply[wire.TRAINED] = MetricRecord(
+                    {
+                        wire.CLIENT_IDS: clients,
+                        wire.NUM_EXAMPLES: [10] * len(clients),
+                        wire.LOSS: ones,
+                    }
+                )
+            return Message(reply, reply_to=message)
+
+        grid = LocalGrid(dict.fromkeys(range(num_clients), node))
+        federation = Federation(grid, min_nodes=1, node_timeout=5)
+        strategy = FedAvg(seed=0, fraction_evaluate=0.0)
+        tracemalloc.start()
+        (result,) = strategy.rounds(federation, model, 1)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert len(result.trained) == num_clients
+        assert result.arrays["w"].tolist() == [1.0] * size
+        return most
+
+    assert peak(40) < 1.2 * peak(4)

@@ -1,4 +1,4 @@
-"""Pictures are looked at by people; here, that they are drawn, whole and of all there is."""
+"""Pictures are looked at by people; here, that they show all there is to show."""
 
 import io
 

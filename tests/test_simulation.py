@@ -1,11 +1,13 @@
 """Whole runs through Flower's Ray-backed simulation, as a user starts them."""
 
+import http.server
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -80,6 +82,33 @@ def git_status() -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
+class OtherSuperLink(http.server.BaseHTTPRequestHandler):
+    """Says that it is well and knows nothing else, as another project's would."""
+
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path == "/health" else 404)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def _usual_port_is_taken() -> Iterator[None]:
+    try:
+        server = http.server.HTTPServer(("127.0.0.1", 39091), OtherSuperLink)
+    except OSError:  # by a real SuperLink of somebody's: as good
+        yield
+        return
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.mark.usefixtures("_usual_port_is_taken")
 def test_flower_s_own_command_from_another_folder(machine: Machine) -> None:
     """From a clean Flower home, with options, into the project's own results."""
     before = git_status()
