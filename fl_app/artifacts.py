@@ -8,21 +8,18 @@ import hashlib
 import itertools
 import json
 import os
-import platform
 import re
-import socket
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fl_app.config import PROJECT_VARIABLE, ConfigError, RunConfig, project_path
+from fl_app import provenance
+from fl_app.config import ConfigError, RunConfig, project_path
 
 Array = np.ndarray[Any, Any]
 
@@ -34,8 +31,6 @@ ERROR = "error.json"
 MODEL = "model.safetensors"
 CURVES = "curves.png"
 PARTITION = "partition.png"
-
-_VERSIONED = ("fl-app", "flwr", "torch", "torchvision", "numpy", "ray")
 
 
 @dataclass(frozen=True)
@@ -74,7 +69,9 @@ class RunFolder:
             folder.path.mkdir()
         except FileExistsError:
             raise ConfigError(_taken(folder.path)) from None
-        folder._write_json(CONFIG, {"options": config.options(), **_environment()})
+        folder._write_json(
+            CONFIG, {"options": config.options(), **provenance.describe()}
+        )
         return folder
 
     def write_metrics(self, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -243,47 +240,6 @@ def _taken(path: Path) -> str:
         f"run-name = {path.name!r} exists in {path.parent}: choose another name, or "
         "remove that folder"
     )
-
-
-def _environment() -> dict[str, Any]:
-    """Return versions, git commit and host, so that a run can be repeated."""
-    versions = {"python": platform.python_version()}
-    for package in _VERSIONED:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    host = {
-        "name": socket.gethostname(),
-        "system": platform.platform(),
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-    }
-    return {"versions": versions, "git_commit": _git_commit(), "host": host}
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.split(":", 1)[1].strip() for line in lines if "model name" in line]
-    return names[0] if names else platform.processor()
-
-
-def _git_commit() -> str | None:
-    """Return the project's commit, marked -dirty if files differ; None without git."""
-    project = os.environ.get(PROJECT_VARIABLE)
-    if project is None:
-        return None
-    command = ["git", "-C", project, "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        done = subprocess.run(
-            [*command, "--exclude=*"], capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip() or None
 
 
 def _line(row: Mapping[str, Any]) -> str:
