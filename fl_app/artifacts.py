@@ -42,6 +42,7 @@ class ModelInfo:
     input_shape: tuple[int, int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    full_scale: float
     class_names: list[str]
 
 
@@ -91,7 +92,9 @@ class RunFolder:
             "model": info.model,
             "dataset": info.dataset,
             "input_shape": json.dumps(info.input_shape),
-            "normalisation": json.dumps({"mean": info.mean, "std": info.std}),
+            "normalisation": json.dumps(
+                {"mean": info.mean, "std": info.std, "full_scale": info.full_scale}
+            ),
             "class_names": json.dumps(info.class_names),
         }
         tensors = {name: np.asarray(a, order="C") for name, a in arrays.items()}
@@ -182,6 +185,7 @@ def read_model(path: Path) -> tuple[dict[str, Array], ModelInfo]:
             input_shape=(channels, height, width),
             mean=tuple(normalisation["mean"]),
             std=tuple(normalisation["std"]),
+            full_scale=normalisation["full_scale"],
             class_names=json.loads(described["class_names"]),
         )
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:

@@ -159,7 +159,8 @@ class _ClientWork:
         start = time.monotonic()
         space, config = self.space, self.space.config
         examples = _examples(space, space.partition.split(client)[0])
-        augment = AUGMENTATIONS[space.dataset.augmentation] if config.augment else None
+        name = space.dataset.augmentation if config.augment else None
+        augment = AUGMENTATIONS[name] if name else None
         seed = keyed_seed(config.seed, "train", round=self.round, client=client)
         task.set_arrays(space.model, self.received)
 
@@ -214,7 +215,7 @@ def _cached_workspace(options: tuple[tuple[str, Any], ...], num: int) -> Workspa
         dataset,
         dataset.partition(config, num),
         model,
-        task.Normalisation(dataset.mean, dataset.std),
+        task.Normalisation(dataset.mean, dataset.std, dataset.full_scale),
     )
 
 

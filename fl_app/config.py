@@ -18,7 +18,9 @@ from fl_app import models
 PROJECT_VARIABLE = "FL_APP_PROJECT"
 """Environment variable with the project's folder, set by what `fl-app setup` leaves."""
 
-Partitioner = Literal["iid", "dirichlet", "shards", "classes", "quantity", "folders"]
+Partitioner = Literal[
+    "iid", "dirichlet", "shards", "classes", "quantity", "folders", "natural"
+]
 
 
 class ConfigError(ValueError):
@@ -35,6 +37,16 @@ class Recipe:
     batch_size: int
     learning_rate: float
     augment: bool
+    optimizer: str = "sgd"
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    learning_rate_decay: float = 1.0
+    partitioner: str = "dirichlet"
+    num_clients: int = 10
+
+
+_ZERO_IS_AUTO = {"num_server_rounds", "local_epochs", "batch_size", "learning_rate"}
+"""Options for which 0 has no meaning of its own."""
 
 
 def _kebab(name: str) -> str:
@@ -61,6 +73,8 @@ class RunConfig(BaseModel):
     classes_per_client: int = Field(ge=1)
     shards_per_client: int = Field(ge=1)
     num_clients: int = Field(ge=0, le=1_000_000)
+    synthetic_alpha: float = Field(ge=0, allow_inf_nan=False)
+    synthetic_beta: float = Field(ge=0, allow_inf_nan=False)
     validation_fraction: float = Field(ge=0, lt=1)
     augment: bool
 
@@ -126,7 +140,7 @@ class RunConfig(BaseModel):
         recipe = asdict(recipe_for(str(values.get("dataset", ""))))
         for name, value in recipe.items():
             given = values.get(_kebab(name))
-            if given == "auto" or (given == 0 and not isinstance(given, bool)):
+            if given == "auto" or (given == 0 and name in _ZERO_IS_AUTO):
                 values[_kebab(name)] = value
         if values.get("fraction-evaluate") == "auto":
             values["fraction-evaluate"] = values.get("fraction-train")

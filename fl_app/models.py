@@ -8,7 +8,7 @@ from math import ceil
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 Shape = tuple[int, int, int]
 
@@ -65,6 +65,70 @@ def improved_cnn(input_shape: Shape, num_classes: int) -> "nn.Module":
     )
 
 
+def lenet(input_shape: Shape, num_classes: int) -> "nn.Module":
+    """LeNet-5 with ReLU and max-pooling; 62,006 parameters on (3, 32, 32), 10 classes.
+
+    LeCun et al. 1998: 5x5 convolutions of 6 and 16 channels, then 120-84. Images
+    smaller than 16 pixels are padded to that.
+    """
+    from torch import nn
+
+    channels, height, width = input_shape
+    height, width = max(16, height), max(16, width)
+    bottom, right = height - input_shape[1], width - input_shape[2]
+    area = _lenet_side(height) * _lenet_side(width)
+    return nn.Sequential(
+        *([nn.ZeroPad2d((0, right, 0, bottom))] if bottom or right else []),
+        *(nn.Conv2d(channels, 6, 5), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2)),
+        nn.Flatten(),
+        *(nn.Linear(16 * area, 120), nn.ReLU()),
+        *(nn.Linear(120, 84), nn.ReLU()),
+        nn.Linear(84, num_classes),
+    )
+
+
+def _lenet_side(side: int) -> int:
+    """Pixels a side is left with after two 5x5 convolutions, each halved."""
+    return ((side - 4) // 2 - 4) // 2
+
+
+def resnet(input_shape: Shape, num_classes: int) -> "nn.Module":
+    """A small residual network with group normalisation (no statistics to average).
+
+    After He et al. 2016, arXiv:1512.03385, and Page's ResNet-9: 3x3 convolutions of 32,
+    64, 128 and 256 channels, residual blocks at 64 and 256, global max-pooling.
+    """
+    from torch import nn
+
+    return nn.Sequential(
+        *_convolve(input_shape[0], 32),
+        *(*_convolve(32, 64), _halve(), _residual(64)),
+        *(*_convolve(64, 128), _halve()),
+        *(*_convolve(128, 256), _halve(), _residual(256)),
+        *(nn.AdaptiveMaxPool2d(1), nn.Flatten()),
+        nn.Linear(256, num_classes),
+    )
+
+
+def _convolve(inputs: int, outputs: int) -> tuple["nn.Module", ...]:
+    from torch import nn
+
+    convolution = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+    return convolution, nn.GroupNorm(outputs // 16, outputs), nn.ReLU()
+
+
+def _residual(channels: int) -> "nn.Module":
+    """Two convolutions beside an identity."""
+    from torch import nn
+
+    class Residual(nn.Sequential):
+        def forward(self, x: "Tensor") -> "Tensor":
+            return x + super().forward(x)  # type: ignore[no-any-return, no-untyped-call]
+
+    return Residual(*_convolve(channels, channels), *_convolve(channels, channels))
+
+
 def _size(shape: Shape) -> int:
     channels, height, width = shape
     return channels * height * width
@@ -87,6 +151,8 @@ MODELS: dict[str, Callable[[Shape, int], "nn.Module"]] = {
     "mlp": mlp,
     "cnn": cnn,
     "improved-cnn": improved_cnn,
+    "lenet": lenet,
+    "resnet": resnet,
 }
 
 

@@ -91,6 +91,7 @@ def initial_model(config: RunConfig, dataset: "Dataset") -> tuple[Arrays, ModelI
         shape,
         dataset.mean,
         dataset.std,
+        dataset.full_scale,
         dataset.class_names,
     )
     seed = keyed_seed(config.seed, "model")
@@ -143,7 +144,7 @@ class GlobalTest:
         self._model = models.build(
             info.model, info.input_shape, self._num_classes, seed=0
         ).to(task.device())
-        self._normalise = task.Normalisation(info.mean, info.std)
+        self._normalise = task.Normalisation(info.mean, info.std, info.full_scale)
 
     def __call__(self, arrays: Arrays) -> "Evaluation | None":
         """Return the model's result; None where there is no test split."""

@@ -1,6 +1,6 @@
 """Local training and evaluation in plain PyTorch; knows nothing of federation.
 
-Images are uint8 tensors (N, C, H, W); batches are gathered, augmented and normalised
+Images are tensors (N, C, H, W); batches are gathered, augmented and normalised
 as a whole, without a data loader.
 """
 
@@ -25,7 +25,7 @@ AfterStep = Callable[[float], None]
 
 @dataclass(frozen=True)
 class Examples:
-    """Images (N, C, H, W) uint8 and labels (N,) int64, in memory."""
+    """Images (N, C, H, W), uint8 or float32, and labels (N,) int64, in memory."""
 
     images: Tensor
     labels: Tensor
@@ -36,16 +36,19 @@ class Examples:
 
 @dataclass(frozen=True)
 class Normalisation:
-    """Mean and standard deviation per channel, of pixels scaled to [0, 1]."""
+    """Mean and standard deviation per channel, of pixels divided by `full_scale`."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    full_scale: float = 255.0
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Return float32 (B, C, H, W) with zero mean, unit variance, from [0, 255]."""
-        shift = torch.tensor(self.mean, device=pixels.device).view(-1, 1, 1) * 255
-        scale = 1 / (torch.tensor(self.std, device=pixels.device).view(-1, 1, 1) * 255)
-        return (pixels - shift) * scale
+        """Return float32 (B, C, H, W) with zero mean and unit variance."""
+        shift, scale = (
+            torch.tensor(values, device=pixels.device).view(-1, 1, 1) * self.full_scale
+            for values in (self.mean, self.std)
+        )
+        return (pixels - shift) * (1 / scale)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ STRATEGY_LAYERS = [
 APP_LAYERS = [
     {"models"},
     {"config", "startup"},
-    {"optim", "data.augment", "data.partition", "data.cache"},
+    {"optim", "data.augment", "data.partition", "data.cache", "data.synthetic"},
     {"task", "data.decoding", "provenance", "plots"},
     {"data.reading", "artifacts"},
     {"data.datasets", "callbacks", "environment"},

@@ -11,7 +11,7 @@ from fl_app.artifacts import ModelInfo, RunFolder, model_sha256, read_model
 from fl_app.config import ConfigError
 from tests.conftest import make_config
 
-INFO = ModelInfo("mlp", "digits", (1, 8, 8), (0.3,), (0.4,), ["a", "b"])
+INFO = ModelInfo("mlp", "digits", (1, 8, 8), (0.3,), (0.4,), 255.0, ["a", "b"])
 
 
 def create(results: Path, **options: object) -> RunFolder:

@@ -1,17 +1,22 @@
+import pytest
 import torch
+from torch.nn import functional as F
 
-from fl_app.data.augment import rotate_shift
+from fl_app.data.augment import AUGMENTATIONS, flip_crop, rotate_shift
+from fl_app.task import Augment
+
+BOTH = pytest.mark.parametrize("augment", AUGMENTATIONS.values(), ids=AUGMENTATIONS)
 
 
 def draws(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def test_each_image_is_changed_by_its_own_draw() -> None:
-    image = torch.zeros(1, 1, 28, 28)
-    image[:, :, 8:20, 10:18] = 255
-    batch = rotate_shift(image.repeat(16, 1, 1, 1), draws())
-    assert all(not torch.equal(batch[i], batch[j]) for i in range(16) for j in range(i))
+@BOTH
+def test_each_image_is_changed_by_its_own_draw(augment: Augment) -> None:
+    image = torch.rand(1, 1, 28, 28, generator=draws(5))
+    batch = augment(image.repeat(8, 1, 1, 1), draws())
+    assert all(not torch.equal(batch[i], batch[j]) for i in range(8) for j in range(i))
 
 
 def test_shifts_and_rotations_are_small() -> None:
@@ -36,10 +41,26 @@ def test_nothing_is_mirrored() -> None:
     ).all()
 
 
-def test_shape_range_and_repeatability() -> None:
+@BOTH
+def test_shape_range_and_repeatability(augment: Augment) -> None:
     image = torch.rand(5, 3, 9, 7, generator=draws()) * 255
-    one, two = rotate_shift(image, draws(1)), rotate_shift(image, draws(1))
+    one, two = augment(image, draws(1)), augment(image, draws(1))
     assert torch.equal(one, two)
     assert one.shape == image.shape
     assert one.min() >= 0
     assert one.max() <= 255.001
+
+
+def test_flip_crop_equals_flipping_and_cropping_one_by_one() -> None:
+    images = torch.rand(64, 3, 8, 6, generator=draws())
+    batch = flip_crop(images, draws(3))
+    drawn = torch.rand((3, 64, 1), generator=draws(3))[..., 0]
+    flipped = 0
+    for i, image in enumerate(images):
+        mirrored = bool(drawn[2, i] < 0.5)
+        flipped += mirrored
+        top, left = int(drawn[0, i] * 3), int(drawn[1, i] * 3)  # a border of 1 pixel
+        padded = F.pad(image, (1, 1, 1, 1))
+        crop = padded[:, top : top + 8, left : left + 6]
+        assert torch.equal(batch[i], crop.flip(2) if mirrored else crop)
+    assert 20 < flipped < 44

@@ -105,7 +105,7 @@ def test_folders_are_clients_and_test_is_the_servers(tmp_path: Path) -> None:
     counts = data.partition(config, num_nodes=7).label_counts()
     assert counts.tolist() == [[3, 2], [0, 4]]
     assert np.bincount(data.test_labels).tolist() == [2, 1]
-    with pytest.raises(ConfigError, match="there are 2 client folders"):
+    with pytest.raises(ConfigError, match="there are 2 clients in the data"):
         data.partition(config.model_copy(update={"num_clients": 5}), 7)
 
 
@@ -133,7 +133,10 @@ def test_num_clients_zero_is_one_per_node() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"dataset": "mnits"}, "dataset = 'mnits' is unknown; there are: digits"),
+        (
+            {"dataset": "mnits"},
+            "dataset = 'mnits' is unknown; there are: cifar10, digits",
+        ),
         ({"dataset": "/no/such/place"}, "there is no folder /no/such/place"),
         (
             {"dataset": "mnist", "data_dir": "/no/such"},

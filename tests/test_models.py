@@ -25,11 +25,17 @@ def test_every_model_learns_on_any_shape(
         ("logistic", 784 * 10 + 10),
         ("mlp", 784 * 200 + 200 + 200 * 200 + 200 + 200 * 10 + 10),
         ("cnn", 1_663_370),
+        ("lenet", 44_426),
     ],
 )
 def test_numbers_of_parameters(name: str, number: int) -> None:
     model = models.build(name, (1, 28, 28), 10, seed=0)
     assert sum(p.numel() for p in model.parameters()) == number
+
+
+def test_lenet_on_colour_images_has_62_006_parameters() -> None:
+    model = models.build("lenet", (3, 32, 32), 10, seed=0)
+    assert sum(p.numel() for p in model.parameters()) == 62_006
 
 
 def test_improved_cnn_has_its_parts() -> None:

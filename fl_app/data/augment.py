@@ -34,4 +34,36 @@ def rotate_shift(pixels: "Tensor", draws: "torch.Generator") -> "Tensor":
     return F.grid_sample(pixels, grid, align_corners=False)
 
 
-AUGMENTATIONS = {"rotate-shift": rotate_shift}
+PADDING = 0.125
+"""Border around an image before it is cropped, as a fraction of its side (4 of 32)."""
+
+
+def flip_crop(pixels: "Tensor", draws: "torch.Generator") -> "Tensor":
+    """Mirror half of the images left to right; crop each from a black border.
+
+    For photographs (He et al. 2016, arXiv:1512.03385, section 4.2). One gather does
+    both for the whole batch.
+
+    Args:
+        pixels: (B, C, H, W) float.
+        draws: the generator all draws come from, on the CPU.
+    """
+    import torch
+    from torch.nn import functional as F
+
+    batch, channels, height, width = pixels.shape
+    border = [int(PADDING * side + 0.5) for side in (height, width)]
+    padded = F.pad(pixels, (border[1], border[1], border[0], border[0]))
+    drawn = torch.rand((3, batch, 1), generator=draws)
+    rows = (drawn[0] * (2 * border[0] + 1)).long() + torch.arange(height)
+    columns = torch.arange(width).expand(batch, -1)
+    columns = torch.where(drawn[2] < 0.5, columns.flip(1), columns)
+    columns = (drawn[1] * (2 * border[1] + 1)).long() + columns
+    index = (rows[:, :, None] * padded.shape[3] + columns[:, None, :]).view(
+        batch, 1, -1
+    )
+    index = index.to(pixels.device).expand(-1, channels, -1)
+    return padded.flatten(2).gather(2, index).view(pixels.shape)
+
+
+AUGMENTATIONS = {"rotate-shift": rotate_shift, "flip-crop": flip_crop}

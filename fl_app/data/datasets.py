@@ -10,26 +10,31 @@ from typing import Any
 import numpy as np
 
 from fl_app.config import ConfigError, Recipe, RunConfig, project_path
-from fl_app.data import cache, reading
+from fl_app.data import cache, reading, synthetic
 from fl_app.data.partition import Partition
 from fl_app.data.partition import build as build_partition
 
 Array = np.ndarray[Any, Any]
+Source = tuple[str, Callable[[], cache.Contents]]
+"""A cache key, which changes when the source does, and how to read the source."""
 
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """A named data set. `bundled` reads it without a file or a network."""
+    """A named data set: on the Hub, or made here from the options alone."""
 
     recipe: Recipe
     hub_id: str = ""
-    bundled: Callable[[], cache.Contents] | None = None
-    augmentation: str = "rotate-shift"
+    make: Callable[[RunConfig], Source] | None = None
+    augmentation: str | None = "rotate-shift"
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set, memory-mapped: images (N, C, H, W) uint8, labels (N,) int64."""
+    """A data set, memory-mapped: images (N, C, H, W) and labels (N,) int64.
+
+    Images are uint8, or float32 where they are features made by a generator.
+    """
 
     name: str
     train_images: Array
@@ -39,7 +44,9 @@ class Dataset:
     class_names: list[str]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    augmentation: str
+    full_scale: float
+    """The value of `images` that stands for 1 in `mean` and `std`."""
+    augmentation: str | None
     owners: list[str]
     """Names of the clients, where the data comes in one folder per client."""
     train_owners: Array | None = None
@@ -57,23 +64,42 @@ class Dataset:
             ConfigError: the options do not fit the data.
         """
         num_clients = config.num_clients or len(self.owners) or num_nodes
-        if self.owners and num_clients != len(self.owners):
+        owned = config.partitioner in ("folders", "natural")
+        if owned and not self.owners:
             raise ConfigError(
-                f"num-clients = {num_clients} does not fit partitioner = 'folders': "
-                f"there are {len(self.owners)} client folders (0 takes them all)"
+                f"partitioner = {config.partitioner!r} is not allowed: dataset = "
+                f"{self.name!r} does not say who owns what"
+            )
+        if owned and num_clients != len(self.owners):
+            raise ConfigError(
+                f"num-clients = {num_clients} does not fit partitioner = "
+                f"{config.partitioner!r}: there are {len(self.owners)} clients in the "
+                "data (0 takes them all)"
             )
         return build_partition(
             config,
             np.asarray(self.train_labels),
             num_classes=len(self.class_names),
             num_clients=num_clients,
-            owners=self.train_owners,
+            owners=self.train_owners if owned else None,
         )
+
+
+def _synthetic(config: RunConfig) -> Source:
+    """Draw the FedProx paper's data anew for each seed and setting."""
+    drawn = (
+        config.synthetic_alpha,
+        config.synthetic_beta,
+        config.num_clients or 30,
+        config.seed,
+    )
+    key = "-".join(map(str, ("synthetic", *drawn)))
+    return key, lambda: synthetic.generate(*drawn)
 
 
 DATASETS: dict[str, DatasetSpec] = {
     "digits": DatasetSpec(
-        bundled=reading.read_digits,
+        make=lambda config: ("digits", reading.read_digits),
         recipe=Recipe(
             model="cnn",
             num_server_rounds=10,
@@ -105,6 +131,36 @@ DATASETS: dict[str, DatasetSpec] = {
             augment=False,
         ),
     ),
+    "cifar10": DatasetSpec(
+        hub_id="uoft-cs/cifar10",
+        augmentation="flip-crop",
+        recipe=Recipe(
+            model="resnet",
+            num_server_rounds=10,
+            local_epochs=2,
+            batch_size=64,
+            learning_rate=0.05,
+            learning_rate_decay=0.9,
+            weight_decay=5e-4,
+            augment=True,
+            num_clients=5,
+        ),
+    ),
+    "synthetic": DatasetSpec(
+        make=_synthetic,
+        augmentation=None,
+        recipe=Recipe(
+            model="logistic",
+            num_server_rounds=200,
+            local_epochs=20,
+            batch_size=10,
+            learning_rate=0.01,
+            momentum=0.0,
+            augment=False,
+            partitioner="natural",
+            num_clients=30,
+        ),
+    ),
 }
 OTHER = DatasetSpec(
     recipe=Recipe(
@@ -133,6 +189,8 @@ def load(config: RunConfig) -> Dataset:
     """
     name = config.dataset
     spec = DATASETS.get(name, OTHER)
+    if config.augment and spec.augmentation is None:
+        raise ConfigError(f"augment = True is not allowed for dataset = {name!r}")
     key, read = _source(config, spec)
     arrays, described = cache.open_or_build(key, read)
     return Dataset(
@@ -144,16 +202,15 @@ def load(config: RunConfig) -> Dataset:
         class_names=described["class-names"],
         mean=tuple(described["mean"]),
         std=tuple(described["std"]),
+        full_scale=described["full-scale"],
         augmentation=spec.augmentation,
         owners=described["owners"],
         train_owners=arrays.get("train-owners"),
     )
 
 
-def _source(
-    config: RunConfig, spec: DatasetSpec
-) -> tuple[str, Callable[[], cache.Contents]]:
-    """Return a cache key for the source as it is now, and how to read it."""
+def _source(config: RunConfig, spec: DatasetSpec) -> Source:
+    """Return the source as it is now."""
     name = config.dataset
     folder = _local_folder(config)
     if config.partitioner == "folders":
@@ -163,8 +220,8 @@ def _source(
                 f"dataset = {name!r} is none: give its path"
             )
         return _key("folders", folder), lambda: reading.read_owners(folder)
-    if spec.bundled is not None:
-        return name, spec.bundled
+    if spec.make is not None:
+        return spec.make(config)
     if folder is not None:
         return _key("folder", folder), lambda: reading.read_folder(folder)
     hub_id = spec.hub_id or name
@@ -182,7 +239,7 @@ def _local_folder(config: RunConfig) -> Path | None:
     """Return the folder the options point at; None where they mean another source."""
     name = config.dataset
     spec = DATASETS.get(name)
-    if spec is not None and spec.bundled is not None:
+    if spec is not None and spec.make is not None:
         return None
     if name.startswith(("/", "~", ".")):
         folder = project_path(name, "dataset")

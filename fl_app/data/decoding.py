@@ -158,5 +158,6 @@ def describe(
         "class-names": class_names,
         "mean": means,
         "std": deviations,
+        "full-scale": 255.0,
         "owners": owners,
     }

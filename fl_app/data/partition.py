@@ -236,4 +236,5 @@ _REMEDY = {
     "classes": "lower num-clients or classes-per-client",
     "quantity": "lower num-clients",
     "folders": "remove the empty folder, or put images into it",
+    "natural": "the data set has a client without data",
 }
