@@ -1,4 +1,3 @@
-import os
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -129,4 +128,3 @@ def test_the_project_is_found_from_below_it(monkeypatch: pytest.MonkeyPatch) -> 
     assert environment.find_project() == project
     monkeypatch.chdir("/")
     assert environment.find_project() == project  # from the code's own place
-    assert os.environ.get("FL_APP_PROJECT")
