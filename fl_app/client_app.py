@@ -209,7 +209,7 @@ def _cached_workspace(options: tuple[tuple[str, Any], ...], num: int) -> Workspa
     torch.set_num_threads(config.num_threads)
     dataset = datasets.load(config)
     shape, classes = dataset.input_shape, len(dataset.class_names)
-    model = models.build(config.model, shape, classes, seed=0).to(task.device())
+    model = task.place(models.build(config.model, shape, classes, seed=0))
     return Workspace(
         config,
         dataset,

@@ -102,6 +102,7 @@ class RunConfig(BaseModel):
     learning_rate_decay: float = Field(gt=0, le=1)
     momentum: float = Field(ge=0, lt=1)
     weight_decay: float = Field(ge=0, allow_inf_nan=False)
+    precision: Literal["float32", "bfloat16"]
     num_threads: int = Field(ge=1, le=1024)
 
     seed: int = Field(ge=0, lt=2**63)

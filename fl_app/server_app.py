@@ -141,9 +141,9 @@ class GlobalTest:
             torch.tensor(dataset.test_images), torch.tensor(dataset.test_labels)
         )
         self._num_classes = len(info.class_names)
-        self._model = models.build(
-            info.model, info.input_shape, self._num_classes, seed=0
-        ).to(task.device())
+        self._model = task.place(
+            models.build(info.model, info.input_shape, self._num_classes, seed=0)
+        )
         self._normalise = task.Normalisation(info.mean, info.std, info.full_scale)
 
     def __call__(self, arrays: Arrays) -> "Evaluation | None":

@@ -22,6 +22,8 @@ Augment = Callable[[Tensor, torch.Generator], Tensor]
 
 AfterStep = Callable[[float], None]
 
+_LAYOUT = torch.channels_last  # what convolutions are fastest with
+
 
 @dataclass(frozen=True)
 class Examples:
@@ -61,6 +63,7 @@ class TrainOptions:
     learning_rate: float
     momentum: float
     weight_decay: float
+    precision: str = "float32"
 
     @classmethod
     def of_round(cls, config: RunConfig, round: int) -> "TrainOptions":
@@ -73,6 +76,7 @@ class TrainOptions:
             * config.learning_rate_decay ** (round - 1),
             momentum=config.momentum,
             weight_decay=config.weight_decay,
+            precision=config.precision,
         )
 
 
@@ -124,6 +128,7 @@ def train(
     device = next(model.parameters()).device
     step = _optimizer(model, options)
     total = torch.zeros((), dtype=torch.float64, device=device)
+    mixed = options.precision == "bfloat16"
     model.train()
     with _seeded(seed, device) as draws:
         for _ in range(options.local_epochs):
@@ -133,8 +138,10 @@ def train(
                 labels = examples.labels[chosen].to(device)
                 if augment is not None:
                     pixels = augment(pixels, draws)
+                inputs = normalise(pixels).contiguous(memory_format=_LAYOUT)
                 model.zero_grad(set_to_none=True)
-                loss = F.cross_entropy(model(normalise(pixels)), labels)
+                with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
+                    loss = F.cross_entropy(model(inputs), labels)
                 loss.backward()  # type: ignore[no-untyped-call]
                 step()
                 if after_step is not None:
@@ -190,7 +197,8 @@ def evaluate(
     for start in range(0, len(examples), chunk):
         images = examples.images[start : start + chunk].to(device, torch.float32)
         labels = examples.labels[start : start + chunk]
-        logits = model(normalise(images)).cpu()
+        inputs = normalise(images).contiguous(memory_format=_LAYOUT)
+        logits = model(inputs).cpu()
         loss += F.cross_entropy(logits, labels, reduction="sum")
         hits = labels[logits.argmax(dim=1) == labels]
         correct += torch.bincount(hits, minlength=num_classes)
@@ -233,6 +241,10 @@ def set_arrays(model: nn.Module, arrays: Mapping[str, np.ndarray[Any, Any]]) -> 
             tensor.copy_(source)
 
 
-def device() -> torch.device:
-    """Return the device this process was given: a GPU if it sees one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def place(model: nn.Module) -> nn.Module:
+    """Return the model on the device this process was given, laid out channels-last.
+
+    The device is a GPU if the process sees one, else the CPU.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return model.to(device=device, memory_format=_LAYOUT)  # type: ignore[call-overload, no-any-return]

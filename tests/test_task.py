@@ -146,6 +146,28 @@ def test_adam_trains() -> None:
     assert train(model, data, local_epochs=20, **changes) < first
 
 
+def test_the_layout_changes_nothing_but_rounding() -> None:
+    data, results = examples(40), []
+    for placed in (False, True):
+        model = models.build("resnet", (1, 8, 8), 10, seed=0)
+        model = task.place(model) if placed else model
+        train(model, data, momentum=0.0)
+        results.append(task.get_arrays(model))
+    for name, array in results[0].items():
+        np.testing.assert_allclose(array, results[1][name], atol=2e-4)
+        assert results[1][name].flags.c_contiguous
+
+
+def test_bfloat16_trains_almost_alike_and_keeps_float32_weights() -> None:
+    data, losses = examples(40), []
+    for precision in ("float32", "bfloat16"):
+        model = task.place(models.build("cnn", (1, 8, 8), 10, seed=0))
+        losses.append(train(model, data, precision=precision, local_epochs=5))
+        assert {a.dtype for a in task.get_arrays(model).values()} == {np.dtype("f4")}
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+
+
 def test_arrays_round_trip_and_are_copies() -> None:
     model = models.build("improved-cnn", (1, 8, 8), 10, seed=0)
     arrays = task.get_arrays(model)
