@@ -5,10 +5,10 @@ of one. `summary.json` comes last: a folder without it is of a run that did not 
 """
 
 import hashlib
-import itertools
 import json
 import os
 import re
+import secrets
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
@@ -65,7 +65,7 @@ class RunFolder:
             ConfigError: the run exists, or the results folder cannot be written.
         """
         results = usable_results_dir(config)
-        folder = cls(results / (config.run_name or unused_name(results, config)))
+        folder = cls(results / (config.run_name or unused_name(config)))
         try:
             folder.path.mkdir()
         except FileExistsError:
@@ -231,12 +231,11 @@ def usable_results_dir(config: RunConfig) -> Path:
     return results
 
 
-def unused_name(results: Path, config: RunConfig) -> str:
-    """Return a name made of data set, strategy and time; numbered where taken."""
+def unused_name(config: RunConfig) -> str:
+    """Return a name made of data set, strategy, time and a few random digits."""
     dataset = re.sub(r"[^A-Za-z0-9._-]", "-", Path(config.dataset).name) or "data"
-    stem = f"{dataset}-{config.strategy}-{time.strftime('%Y%m%d-%H%M%S')}"
-    names = itertools.chain([stem], (f"{stem}-{n}" for n in itertools.count(2)))
-    return next(name for name in names if not (results / name).exists())
+    moment = time.strftime("%Y%m%d-%H%M%S")  # the digits: runs may start at once
+    return f"{dataset}-{config.strategy}-{moment}-{secrets.token_hex(2)}"
 
 
 def _taken(path: Path) -> str:

@@ -120,10 +120,8 @@ class Pictures(Callback):
 
     def on_start(self, counts: Any, class_names: Sequence[str]) -> None:
         """Draw who owns what."""
-        picture = plots.partition(
-            counts, class_names, _describe_partition(self._config)
-        )
-        self._folder.write_picture(PARTITION, picture)
+        title = _describe_partition(self._config)
+        self._attempt(PARTITION, lambda: plots.partition(counts, class_names, title))
         self._thread.start()
 
     def on_round(self, rows: Rows, result: RoundResult | None) -> None:
@@ -150,14 +148,18 @@ class Pictures(Callback):
                 draw, self._next = self._next, None
                 if self._ended or draw is None:
                     return
-            try:
-                draw()
-            except Exception:  # a picture must not end a training
-                log.exception("curves.png could not be drawn")
+            draw()
 
     def _write(self, rows: Rows) -> None:
         title = f"{self._config.dataset}, {self._config.model}, {self._config.strategy}"
-        self._folder.write_picture(CURVES, plots.curves(rows, title))
+        self._attempt(CURVES, lambda: plots.curves(rows, title))
+
+    def _attempt(self, name: str, draw: Callable[[], bytes]) -> None:
+        """Draw and write a picture; one that fails must not end a training."""
+        try:
+            self._folder.write_picture(name, draw())
+        except Exception:
+            log.exception("%s could not be drawn", name)
 
 
 def _describe_partition(config: RunConfig) -> str:

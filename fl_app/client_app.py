@@ -6,6 +6,8 @@ others count all the same.
 
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -23,6 +25,7 @@ from flwr.clientapp import ClientApp
 import strategies
 from fl_app.config import RunConfig
 from strategies import aggregation, wire
+from strategies.fedavg import Term
 from strategies.randomness import keyed_seed
 from strategies.wire import Arrays
 
@@ -36,6 +39,9 @@ if TYPE_CHECKING:
 app = ClientApp()
 
 Row = dict[str, float]
+Failure = tuple[int, str, str]
+"""Client id, reason, traceback."""
+Options = tuple[tuple[str, Any], ...]
 
 
 @dataclass(frozen=True)
@@ -78,41 +84,48 @@ def _work(message: Message, context: Context) -> Message:
     evaluate_ids = wire.integers(task, wire.EVALUATE_IDS)
     work = _ClientWork(space, received, _integer(task, wire.ROUND), dict(options))
 
-    reply = RecordDict()
+    total = aggregation.ExactSum(work.base, _integer(task, wire.COHORT_SIZE))
     trained: list[Row] = []
     validated: list[Row] = []
-    failed: list[tuple[int, str, str]] = []
-    total = aggregation.ExactSum(work.base)
+    failed: list[Failure] = []
+    not_validated: list[Failure] = []
+    update: Arrays = {}
     for client in sorted({*train_ids, *evaluate_ids}):
-        try:
-            verdict = work.validate(client) if client in evaluate_ids else None
-            if client in train_ids:
+        if client in evaluate_ids:
+            with _guarded(client, not_validated):
+                validated += work.validate(client)
+        if client in train_ids:
+            with _guarded(client, failed):
                 update, row = work.train(client)
-                weight = int(row[wire.NUM_EXAMPLES])
-                if len(train_ids) == 1:
-                    aggregation.check_update(update, work.base, weight)
-                    reply[wire.UPDATE] = wire.pack(update)
-                else:
-                    total.add(update, weight)
+                total.add(update, int(row[wire.NUM_EXAMPLES]))
                 trained.append(row)
-            if verdict is not None:
-                validated.append(verdict)
-        except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
-            failed.append((client, reason, traceback.format_exc()))
-    if total.weight > 0:
+
+    reply = RecordDict()
+    if len(train_ids) == 1 and trained:
+        reply[wire.UPDATE] = wire.pack(update)
+    elif trained:
         reply[wire.SUM] = wire.pack(total.totals)
     for name, rows in ((wire.TRAINED, trained), (wire.VALIDATED, validated)):
         if rows:
-            reply[name] = MetricRecord(
-                {key: [row[key] for row in rows] for key in rows[0]}
+            reply[name] = MetricRecord({key: [r[key] for r in rows] for key in rows[0]})
+    for name, failures in ((wire.FAILED, failed), (wire.NOT_VALIDATED, not_validated)):
+        if failures:
+            columns = zip(*failures, strict=True)
+            ids, reasons, traces = (list(column) for column in columns)
+            reply[name] = ConfigRecord(
+                {wire.CLIENT_IDS: ids, wire.REASON: reasons, wire.TRACEBACK: traces}
             )
-    if failed:
-        ids, reasons, traces = (list(column) for column in zip(*failed, strict=True))
-        reply[wire.FAILED] = ConfigRecord(
-            {wire.CLIENT_IDS: ids, wire.REASON: reasons, wire.TRACEBACK: traces}
-        )
     return Message(reply, reply_to=message)
+
+
+@contextmanager
+def _guarded(client: int, failures: list[Failure]) -> Iterator[None]:
+    """Keep one client's error from the others: note it, with its traceback."""
+    try:
+        yield
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        failures.append((client, reason, traceback.format_exc()))
 
 
 class _ClientWork:
@@ -129,14 +142,14 @@ class _ClientWork:
         self.base = aggregation.to_moments(received) if self.pooled else received
         """What updates are differences to."""
 
-    def validate(self, client: int) -> Row | None:
-        """Return the received model's result; None without validation examples."""
+    def validate(self, client: int) -> list[Row]:
+        """Return the received model's result; nothing without validation examples."""
         from fl_app import task
 
         space = self.space
         examples = _examples(space, space.partition.split(client)[1])
         if len(examples) == 0:
-            return None
+            return []
         task.set_arrays(space.model, self.received)
         result = task.evaluate(
             space.model,
@@ -144,12 +157,13 @@ class _ClientWork:
             space.normalise,
             num_classes=len(space.dataset.class_names),
         )
-        return {
+        row: Row = {
             wire.CLIENT_IDS: client,
             wire.NUM_EXAMPLES: result.num_examples,
             wire.NUM_CORRECT: result.num_correct,
             wire.LOSS: result.loss,
         }
+        return [row]
 
     def train(self, client: int) -> tuple[Arrays, Row]:
         """Return the client's update and its metrics."""
@@ -164,7 +178,7 @@ class _ClientWork:
         seed = keyed_seed(config.seed, "train", round=self.round, client=client)
         task.set_arrays(space.model, self.received)
 
-        def run_training(*, after_step: task.AfterStep | None = None) -> Row:
+        def run_training(*, term: Term | None = None) -> Row:
             loss = task.train(
                 space.model,
                 examples,
@@ -172,7 +186,7 @@ class _ClientWork:
                 space.normalise,
                 seed=seed,
                 augment=augment,
-                after_step=after_step,
+                term=term,
             )
             return {wire.LOSS: loss}
 
@@ -191,14 +205,13 @@ class _ClientWork:
 
 
 def _workspace(message: Message, context: Context) -> Workspace:
-    num_clients = _integer(
-        wire.take(message.content, wire.TASK, ConfigRecord), wire.NUM_CLIENTS
-    )
-    return _cached_workspace(tuple(sorted(context.run_config.items())), num_clients)
+    task = wire.take(message.content, wire.TASK, ConfigRecord)
+    options = tuple(sorted(context.run_config.items()))
+    return _cached_workspace(options, _integer(task, wire.NUM_NODES))
 
 
 @lru_cache(maxsize=1)
-def _cached_workspace(options: tuple[tuple[str, Any], ...], num: int) -> Workspace:
+def _cached_workspace(options: Options, num_nodes: int) -> Workspace:
     """Open the data and build the model, once per run and process."""
     import torch
 
@@ -213,7 +226,7 @@ def _cached_workspace(options: tuple[tuple[str, Any], ...], num: int) -> Workspa
     return Workspace(
         config,
         dataset,
-        dataset.partition(config, num),
+        dataset.partition(config, num_nodes),
         model,
         task.Normalisation(dataset.mean, dataset.std, dataset.full_scale),
     )

@@ -138,10 +138,16 @@ class RunConfig(BaseModel):
             ConfigError: an option is unknown, missing or not allowed.
         """
         values = {k: v for k, v in options.items() if "." not in k}
+        if (
+            values.get("partitioner") == "folders"
+            and values.get("num-clients") == "auto"
+        ):
+            values["num-clients"] = 0  # all of them
         recipe = asdict(recipe_for(str(values.get("dataset", ""))))
         for name, value in recipe.items():
             given = values.get(_kebab(name))
-            if given == "auto" or (given == 0 and name in _ZERO_IS_AUTO):
+            zero = given == 0 and not isinstance(given, bool)
+            if given == "auto" or (zero and name in _ZERO_IS_AUTO):
                 values[_kebab(name)] = value
         if values.get("fraction-evaluate") == "auto":
             values["fraction-evaluate"] = values.get("fraction-train")

@@ -136,7 +136,11 @@ def _machine() -> Iterator[Finding]:
 def _ports() -> Iterator[Finding]:
     """The local SuperLink's port is free, or held by one of ours."""
     variable = "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT"
-    port = int(os.environ[variable])
+    value = os.environ[variable]
+    if not value.isdecimal() or not 0 < int(value) < 65536:
+        yield Finding(False, f"{variable} = {value!r} is no port: unset it")
+        return
+    port = int(value)
     with socket.socket() as probe:
         probe.settimeout(0.5)
         taken = probe.connect_ex(("127.0.0.1", port)) == 0

@@ -7,6 +7,7 @@ name in Flower's config.toml, and the defaults of `startup` in the environment's
 import os
 import sysconfig
 import tomllib
+from math import floor
 from pathlib import Path
 from typing import Any
 
@@ -193,8 +194,13 @@ def node_resources(num_nodes: int) -> dict[str, int | float]:
     """Return the share of cores and GPUs of one node, so that all of them are used."""
     return {
         "client-resources-num-cpus": max(1, num_cores() // num_nodes),
-        "client-resources-num-gpus": num_gpus() / num_nodes if num_gpus() else 0.0,
+        "client-resources-num-gpus": _gpu_share(num_nodes),
     }
+
+
+def _gpu_share(num_nodes: int) -> float:
+    """Return a node's share: at most one GPU, rounded down for the way as a float32."""
+    return min(1.0, floor(num_gpus() / num_nodes * 10_000) / 10_000)
 
 
 def default_nodes() -> int:
@@ -211,7 +217,7 @@ def num_gpus() -> int:
     """Return the number of NVIDIA GPUs, without importing a library that knows."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     if hidden is not None:
-        return len([part for part in hidden.split(",") if part.strip(" -1")])
+        return len([p for p in hidden.split(",") if p.strip() not in ("", "-1")])
     folder = Path("/proc/driver/nvidia/gpus")
     return len(list(folder.iterdir())) if folder.is_dir() else 0
 

@@ -87,16 +87,28 @@ def figures_of(row: dict[str, Any]) -> str:
     return "  ".join(parts)
 
 
-def follow(folder: RunFolder, view: RunView, finished: Callable[[], bool]) -> None:
-    """Show the run's rounds until `finished()`, which is asked about once a second."""
-    asked = time.monotonic()
+def follow(
+    folder: RunFolder, view: RunView, state: Callable[[], str], *, patience: float
+) -> str | None:
+    """Show the run's rounds until it has finished; return None, or what it waits for.
+
+    Args:
+        folder: the run's folder, which need not be there yet.
+        view: where the rounds are shown.
+        state: where the run stands, in Flower's words; asked about once a second.
+        patience: seconds after which a run that has not begun is given up.
+    """
+    begun = asked = time.monotonic()
     while True:
         view.show(folder.metrics())
-        if time.monotonic() - asked > _STATUS_SECONDS or folder.summary() is not None:
-            asked = time.monotonic()
-            if finished():
+        now = time.monotonic()
+        if now - asked > _STATUS_SECONDS or folder.summary() is not None:
+            asked, where = now, state()
+            if where == "finished":
                 view.show(folder.metrics())
-                return
+                return None
+            if where == "pending" and now - begun > patience:
+                return where
         time.sleep(_POLL_SECONDS)
 
 

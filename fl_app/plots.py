@@ -105,7 +105,7 @@ def _partition_bars(counts: Any, class_names: Sequence[str], title: str) -> byte
             color=colours[c],
             edgecolor="white",
             linewidth=0.4,
-            label=class_names[c],
+            label=class_names[c].replace("$", r"\$"),
         )
         left += counts[:, c]
     axes.set(

@@ -64,16 +64,17 @@ def main(grid: Grid, context: Context) -> None:
             history=history,
         )
         folder.write_model(arrays, info)
-    folder.write_summary(
-        {
-            "final_test_accuracy": final.accuracy if final else None,
-            "final_test_loss": final.loss if final else None,
-            "per_class_accuracy": final.per_class_accuracy if final else None,
-            "rounds": config.num_server_rounds,
-            "total_seconds": round(time.monotonic() - start, 3),
-            "model_sha256": artifacts.model_sha256(arrays),
-        }
-    )
+        history.end()
+        folder.write_summary(
+            {
+                "final_test_accuracy": final.accuracy if final else None,
+                "final_test_loss": final.loss if final else None,
+                "per_class_accuracy": final.per_class_accuracy if final else None,
+                "rounds": config.num_server_rounds,
+                "total_seconds": round(time.monotonic() - start, 3),
+                "model_sha256": artifacts.model_sha256(arrays),
+            }
+        )
 
 
 def initial_model(config: RunConfig, dataset: "Dataset") -> tuple[Arrays, ModelInfo]:
@@ -229,7 +230,6 @@ def _recorded(folder: RunFolder, history: History) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
+        history.end()
         folder.write_error(error)
         raise
-    finally:
-        history.end()

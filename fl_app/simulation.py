@@ -9,10 +9,12 @@ from rich.console import Console
 
 from fl_app import artifacts
 from fl_app.artifacts import RunFolder
-from fl_app.config import RunConfig, project_path
+from fl_app.config import ConfigError, RunConfig, project_path
 from fl_app.data import datasets
 from fl_app.environment import CONNECTION, node_resources
 from fl_app.following import RunView, first_traceback, follow
+
+_PATIENCE_SECONDS = 600.0  # for a run to begin; others of the user may be before it
 
 
 def prepare(config: RunConfig, num_nodes: int) -> RunConfig:
@@ -23,11 +25,16 @@ def prepare(config: RunConfig, num_nodes: int) -> RunConfig:
     Raises:
         ConfigError: an option does not fit the data or the machine.
     """
-    results = artifacts.usable_results_dir(config)
+    artifacts.usable_results_dir(config)
+    if config.min_nodes > num_nodes:
+        raise ConfigError(
+            f"min-nodes = {config.min_nodes} is more than the {num_nodes} simulated "
+            "nodes: lower it, or raise --nodes"
+        )
     if config.initial_model:
         artifacts.read_model(project_path(config.initial_model, "initial-model"))
     datasets.load(config).partition(config, num_nodes)
-    name = config.run_name or artifacts.unused_name(results, config)
+    name = config.run_name or artifacts.unused_name(config)
     return config.model_copy(update={"run_name": name})
 
 
@@ -63,10 +70,22 @@ def run(
         resources = {"num-supernodes": num_nodes, **node_resources(num_nodes)}
         run_id = connection.start(project, options, resources)
         try:
-            follow(folder, view, lambda: connection.status(run_id).finished)
+            waits = follow(
+                folder,
+                view,
+                lambda: connection.status(run_id).state,
+                patience=_PATIENCE_SECONDS,
+            )
         except KeyboardInterrupt:
             connection.stop(run_id)
             raise
+        if waits:
+            connection.stop(run_id)
+            return (
+                f"error: the run was {waits} for {_PATIENCE_SECONDS:g} seconds: "
+                "another run may hold Flower's local SuperLink; `flwr ls "
+                "local-simulation` lists them"
+            )
     status = connection.status(run_id)
     if status.completed and folder.summary() is not None:
         return None

@@ -23,7 +23,6 @@ from flwr.proto.control_pb2 import (
     ListRunsRequest,
     StartRunRequest,
     StopRunRequest,
-    StreamLogsRequest,
 )
 from flwr.supercore.fab import Fab
 from flwr.supercore.utils import simulation_config_from_json
@@ -90,12 +89,6 @@ class Connection:
         """Stop the run."""
         with flwr_cli_exc_handler():
             self._client.StopRun(StopRunRequest(run_id=run_id))
-
-    def log(self, run_id: int) -> str:
-        """Return the log of a run that has ended."""
-        with flwr_cli_exc_handler():
-            request = StreamLogsRequest(run_id=run_id, after_timestamp=0.0)
-            return "".join(r.log_output for r in self._client.StreamLogs(request))
 
 
 def build_bundle(project: Path) -> bytes:

@@ -7,7 +7,7 @@ as a whole, without a data loader.
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,7 +20,16 @@ from fl_app.config import RunConfig
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 """Changes a float batch (B, C, H, W) in [0, 255], each image by its own draw."""
 
-AfterStep = Callable[[float], None]
+
+class Term(Protocol):
+    """A term beside the loss in the objective; see `strategies.fedavg.Term`."""
+
+    def add_gradient(self) -> None:
+        """Add the term's gradient to the parameters' gradients."""
+
+    def step(self, step_size: float) -> None:
+        """Move the parameters to the term's proximal point."""
+
 
 _LAYOUT = torch.channels_last  # what convolutions are fastest with
 
@@ -115,7 +124,7 @@ def train(
     *,
     seed: int,
     augment: Augment | None = None,
-    after_step: AfterStep | None = None,
+    term: Term | None = None,
 ) -> float:
     """Train the model in place; return the mean loss per example over all steps.
 
@@ -143,9 +152,11 @@ def train(
                 with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
                     loss = F.cross_entropy(model(inputs), labels)
                 loss.backward()  # type: ignore[no-untyped-call]
+                if term is not None and options.optimizer == "adam":
+                    term.add_gradient()
                 step()
-                if after_step is not None:
-                    after_step(options.learning_rate)
+                if term is not None and options.optimizer == "sgd":
+                    term.step(options.learning_rate / (1 - options.momentum))
                 total += loss.detach() * len(labels)
     mean = float(total) / (len(examples) * options.local_epochs)
     if not np.isfinite(mean):
@@ -247,4 +258,7 @@ def place(model: nn.Module) -> nn.Module:
     The device is a GPU if the process sees one, else the CPU.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cuda":  # convolutions that give the same bits each time
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.benchmark = False
     return model.to(device=device, memory_format=_LAYOUT)  # type: ignore[call-overload, no-any-return]

@@ -18,10 +18,9 @@ import numpy as np
 from strategies.wire import Arrays
 
 FRACTION_BITS = 36
-"""Binary places kept. Sums of n_k * |update| up to 2^27 (134 million) fit in int64."""
+"""Binary places kept. A client of a cohort of K may add n_k * |update| <= 2^26 / K."""
 
 _SCALE = 2.0**FRACTION_BITS
-_LIMIT = 2**63  # of an int64's magnitude
 
 _TOO_LARGE = "too large to be summed exactly: has training diverged?"
 
@@ -80,15 +79,21 @@ class ExactSum:
     Float arrays are summed in fixed point; integer arrays (counters such as
     batch-norm's `num_batches_tracked`) in plain integer arithmetic. Memory is one
     int64 array per tensor, however many updates are added.
+
+    The int64 range is shared out evenly: what one client may add depends on the size of
+    the cohort alone, so that whether an update counts does not depend on the others.
     """
 
-    def __init__(self, model: Mapping[str, _Array]) -> None:
-        """Start at zero, for updates to `model` (only read)."""
+    def __init__(self, model: Mapping[str, _Array], cohort_size: int) -> None:
+        """Start at zero, for updates of so many clients to `model` (only read)."""
         self._model = dict(model)
         self._totals = {n: np.zeros(a.shape, np.int64) for n, a in model.items()}
-        self._bound = 0  # no entry of the totals is larger than this
+        self._limit = (2**63 - 1) // cohort_size  # of one client's summands
+        self._cohort_size = cohort_size
+        self.num_clients = 0
+        """Number of clients whose updates are in the sum."""
         self.weight = 0
-        """Sum of the weights (numbers of examples) added so far."""
+        """Sum of their weights (numbers of examples)."""
 
     def add(self, update: Mapping[str, _Array], weight: int) -> None:
         """Add one client's update; all of it or, on an error, nothing.
@@ -98,26 +103,36 @@ class ExactSum:
                 summed exactly.
         """
         check_update(update, self._model, weight)
-        products = {name: _product(name, a, weight) for name, a in update.items()}
-        self._accumulate(products, weight)
+        products = {
+            name: _product(name, array, weight, self._limit)
+            for name, array in update.items()
+        }
+        self._accumulate(products, weight, 1)
 
-    def add_partial(self, totals: Mapping[str, _Array], weight: int) -> None:
-        """Add another sum's `totals` and `weight`, as a node sends them.
+    def add_partial(
+        self, totals: Mapping[str, _Array], weight: int, num_clients: int
+    ) -> None:
+        """Add another sum's `totals`, of that weight and number of clients.
 
         Raises:
-            UpdateError: wrong names, shapes, dtype (int64) or weight, or overflow.
+            UpdateError: wrong names, shapes, dtype (int64) or weight, or larger than
+                so many clients can be.
         """
         check_weight(weight)
         _check_layout(totals, self._model, dtype=np.int64)
-        self._accumulate(totals, weight)
+        for name, array in totals.items():
+            if _peak(array) > self._limit * num_clients:
+                raise UpdateError(f"{name!r} is {_TOO_LARGE}")
+        self._accumulate(totals, weight, num_clients)
 
-    def _accumulate(self, products: Mapping[str, _Array], weight: int) -> None:
-        bound = self._bound + max((_peak(a) for a in products.values()), default=0)
-        if bound >= _LIMIT:
-            raise UpdateError(f"the sum of updates is {_TOO_LARGE}")
+    def _accumulate(
+        self, products: Mapping[str, _Array], weight: int, num_clients: int
+    ) -> None:
+        if self.num_clients + num_clients > self._cohort_size:
+            raise UpdateError(f"more than {self._cohort_size} clients are in the sum")
         for name, product in products.items():
             np.add(self._totals[name], product, out=self._totals[name])
-        self._bound = bound
+        self.num_clients += num_clients
         self.weight += weight
 
     @property
@@ -146,16 +161,17 @@ class ExactSum:
         return means
 
 
-def _product(name: str, array: _Array, weight: int) -> _Array:
+def _product(name: str, array: _Array, weight: int, limit: int) -> _Array:
     """Return weight * array as int64: fixed point for floats, plain for integers."""
     if array.dtype.kind == "f":
         scaled = np.asarray(np.multiply(array, weight * _SCALE, dtype=np.float64))
         np.rint(scaled, out=scaled)
-        if scaled.size and not max(-scaled.min(), scaled.max()) < float(_LIMIT):
+        # A float limit is rounded up to 2^k; half of it is surely within the range.
+        if scaled.size and not max(-scaled.min(), scaled.max()) <= limit / 2:
             raise UpdateError(f"{name!r} is {_TOO_LARGE}")
         return scaled.astype(np.int64)
     if array.dtype.kind in "iu":
-        if _peak(array) * weight >= _LIMIT:
+        if _peak(array) * weight > limit:
             raise UpdateError(f"{name!r} is {_TOO_LARGE}")
         return np.asarray(array.astype(np.int64) * weight)
     raise UpdateError(f"{name!r} is {array.dtype}, which cannot be averaged")
@@ -195,19 +211,24 @@ def norm(update: Mapping[str, _Array]) -> float:
 
 
 def to_moments(arrays: Mapping[str, _Array]) -> Arrays:
-    """Replace each batch-norm variance by the second moment, var + mean^2.
+    """Replace each batch-norm variance by the second moment var + mean^2, in float64.
 
-    Means of second moments pool statistics exactly: the variance of the union of
-    the clients' data is E[x^2] - E[x]^2, which a mean of variances is not. `arrays`
-    is the model (names ending in `running_var` beside `running_mean`); new dict.
+    Means of second moments pool statistics: the variance of the union of the clients'
+    data is E[x^2] - E[x]^2, which a mean of variances is not. `arrays` is the model
+    (names ending in `running_var` beside `running_mean`); new dict.
     """
-    return _map_variances(arrays, lambda var, mean: var + np.square(mean))
+    return _map_variances(
+        arrays, lambda var, mean: var.astype(np.float64) + np.square(mean, dtype=float)
+    )
 
 
 def from_moments(arrays: Mapping[str, _Array]) -> Arrays:
-    """Undo `to_moments`; rounding below zero is cut at zero."""
+    """Undo `to_moments`, into the dtype of the mean; rounding below 0 is cut at 0."""
     return _map_variances(
-        arrays, lambda moment, mean: np.maximum(moment - np.square(mean), 0)
+        arrays,
+        lambda moment, mean: np.maximum(
+            moment - np.square(mean, dtype=float), 0
+        ).astype(mean.dtype),
     )
 
 

@@ -12,8 +12,9 @@ client whose update fails its checks is left out of both sums.
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from math import ceil
 from typing import TYPE_CHECKING, Any, Protocol
 
 from flwr.app import ConfigRecord, RecordDict
@@ -28,8 +29,18 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("flwr.fl_app")
 
-AfterStep = Callable[[float], None]
-"""Called after each optimiser step with the learning rate of that step."""
+
+class Term(Protocol):
+    """A term that a strategy adds to the client's objective, over w = the parameters.
+
+    Training uses one of the two, whichever solves the objective with its optimiser.
+    """
+
+    def add_gradient(self) -> None:
+        """Add the term's gradient at w to the gradients of w."""
+
+    def step(self, step_size: float) -> None:
+        """Move w to the term's proximal point for that step size, in place."""
 
 
 class LocalTraining(Protocol):
@@ -38,7 +49,7 @@ class LocalTraining(Protocol):
     Trains the model in place on the client's data and returns metrics (a float each).
     """
 
-    def __call__(self, *, after_step: AfterStep | None = None) -> dict[str, float]:
+    def __call__(self, *, term: Term | None = None) -> dict[str, float]:
         """Run all local epochs."""
 
 
@@ -145,16 +156,20 @@ class FedAvg:
         """Let clients validate the global model of `round`, without training it."""
         cohort = self._cohort(federation, self.fraction_evaluate, round + 1)
         contents = self._contents(federation, arrays, round + 1, [], cohort)
-        tally = Tally()
+        tally = Tally(federation.num_examples)
         for reply in federation.exchange(
             contents, wire.EVALUATE, timeout=self.round_timeout
         ):
-            tally.add(reply)
+            tally.add(reply, contents[reply.node_id])
         return tally.validation()
 
     def evaluates(self, round: int) -> bool:
         """Whether the model of this round is evaluated (the loop adds the last one)."""
         return round % self.evaluate_every == 0
+
+    def quorum(self, cohort_size: int) -> int:
+        """Return how many clients must be counted in; at least one."""
+        return max(1, ceil(self.min_fraction * cohort_size - 1e-9))
 
     def _cohort(self, federation: Federation, fraction: float, round: int) -> list[int]:
         clients = federation.client_ids
@@ -178,7 +193,11 @@ class FedAvg:
                 wire.EVALUATE_IDS: [c for c in clients if c in validating],
             }
             present = {key: value for key, value in ids.items() if value}
-            shared = {wire.ROUND: round, wire.NUM_CLIENTS: len(federation.client_ids)}
+            shared = {
+                wire.ROUND: round,
+                wire.NUM_NODES: federation.num_nodes,
+                wire.COHORT_SIZE: max(1, len(train)),
+            }
             task = ConfigRecord({**shared, **present})
             options = ConfigRecord({**self.client_options(round)})
             contents[node] = RecordDict(
@@ -196,12 +215,11 @@ class FedAvg:
         )
         contents = self._contents(federation, arrays, round, cohort, validating)
         base = aggregation.to_moments(arrays) if self.pooled else arrays
-        tally = Tally(cohort, base)
+        tally = Tally(federation.num_examples, base, len(cohort))
         for reply in federation.exchange(
             contents, wire.TRAIN, timeout=self.round_timeout
         ):
-            task = wire.take(contents[reply.node_id], wire.TASK, ConfigRecord)
-            tally.add(reply, asked=wire.integers(task, wire.TRAIN_IDS))
+            tally.add(reply, contents[reply.node_id])
         result = RoundResult(
             round=round,
             arrays=arrays,
@@ -217,8 +235,7 @@ class FedAvg:
                 "Round %d leaves out client %d (node %d): %s",
                 *(round, failure.client_id, failure.node_id, failure.reason),
             )
-        needed = max(1, self.min_fraction * len(cohort))
-        result.quorum_met = len(result.trained) >= needed
+        result.quorum_met = len(result.trained) >= self.quorum(len(cohort))
         if result.quorum_met:
             updated = self.server_update(base, tally.total.mean())
             result.arrays = (

@@ -16,6 +16,8 @@ from flwr.serverapp import Grid
 from strategies import wire
 from strategies.randomness import keyed_generator
 
+_PULLED = 4  # replies pulled at once: each may be as large as the model
+
 log = logging.getLogger("flwr.fl_app")
 
 
@@ -47,6 +49,7 @@ class Federation:
             FederationError: too few nodes came, or they do not agree on the data.
         """
         self._grid = grid
+        self._min_nodes = min_nodes
         self.label_counts: np.ndarray[tuple[int, int], np.dtype[np.int64]]
         """Training examples per client and class, shape (num_clients, num_classes)."""
         self.node_ids = self._wait_for_nodes(min_nodes, node_timeout)
@@ -66,19 +69,23 @@ class Federation:
 
     def _query(self, timeout: float) -> None:
         """Learn from every node which clients it hosts."""
-        task = ConfigRecord({wire.NUM_CLIENTS: len(self.node_ids)})
+        self.num_nodes = len(self.node_ids)
+        """Number of nodes that were asked; `num-clients` = 0 stands for it."""
+        task = ConfigRecord({wire.NUM_NODES: self.num_nodes})
         contents = {node: RecordDict({wire.TASK: task}) for node in self.node_ids}
         counts, answered, errors = [], [], []
         for reply in self.exchange(contents, wire.QUERY, timeout=timeout):
-            if reply.content is None:
-                errors.append(f"node {reply.node_id}: {reply.error}")
-                log.warning("Node %d does not take part: %s", *reply_fields(reply))
-                continue
-            hosted = wire.unpack(wire.take(reply.content, wire.HOSTED, ArrayRecord))
-            counts.append(hosted[wire.LABEL_COUNTS])
-            answered.append(reply.node_id)
-        if not answered:
-            raise FederationError("no node can take part: " + "; ".join(errors))
+            try:
+                counts.append(_label_counts(reply))
+                answered.append(reply.node_id)
+            except Exception as error:  # whatever a node may send
+                errors.append(f"node {reply.node_id}: {error}")
+                log.warning("Node %d does not take part: %s", reply.node_id, error)
+        if len(answered) < self._min_nodes:
+            raise FederationError(
+                f"{len(answered)} nodes can take part, min-nodes = {self._min_nodes}; "
+                f"the first that cannot: {errors[0]}"
+            )
         if any(not np.array_equal(counts[0], other) for other in counts[1:]):
             raise FederationError(
                 "the nodes read different data under one name: the label counts of "
@@ -110,6 +117,11 @@ class Federation:
             loads[node] += self.num_examples(client)
         return {node: sorted(clients) for node, clients in shares.items() if clients}
 
+    def _ready(self, message_ids: list[str]) -> Iterator[Message]:
+        """Yield replies that are there, a few in memory at a time."""
+        for start in range(0, len(message_ids), _PULLED):
+            yield from self._grid.pull_messages(message_ids[start : start + _PULLED])
+
     def exchange(
         self, contents: Mapping[int, RecordDict], message_type: str, *, timeout: float
     ) -> Iterator[Reply]:
@@ -129,23 +141,32 @@ class Federation:
                 yield Reply(node, None, "the message was refused by the SuperLink")
         deadline, pause = time.monotonic() + timeout, 0.01
         while waiting and time.monotonic() < deadline:
-            messages = list(self._grid.pull_messages(list(waiting)))
-            for message in messages:
+            found = False
+            for message in self._ready(list(waiting)):
+                found = True
                 node = waiting.pop(message.metadata.reply_to_message_id)
                 if message.has_error():
                     yield Reply(node, None, message.error.reason or "unknown error")
                 else:
                     yield Reply(node, message.content)
-            pause = 0.01 if messages else min(pause * 1.3, 0.2)
-            if waiting and not messages:
+            pause = 0.01 if found else min(pause * 1.3, 0.2)
+            if waiting and not found:
                 time.sleep(pause)
         for node in waiting.values():
             yield Reply(node, None, f"no reply within {timeout:g} seconds")
 
 
-def reply_fields(reply: Reply) -> tuple[int, str]:
-    """Return what a log line says of a failed reply."""
-    return reply.node_id, reply.error
+def _label_counts(reply: Reply) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
+    """Return what a node says it hosts, (num_clients, num_classes)."""
+    if reply.content is None:
+        raise ValueError(reply.error)
+    hosted = wire.unpack(wire.take(reply.content, wire.HOSTED, ArrayRecord))
+    counts = hosted[wire.LABEL_COUNTS]
+    if counts.dtype != np.int64 or counts.ndim != 2 or 0 in counts.shape:
+        raise ValueError(f"label counts are {counts.dtype} of shape {counts.shape}")
+    if counts.min() < 0 or counts.sum(axis=1).min() < 1:
+        raise ValueError("label counts are negative, or of a client without examples")
+    return counts
 
 
 def sample_cohort(

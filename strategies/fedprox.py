@@ -8,17 +8,18 @@ Heterogeneous Networks", MLSys 2020, arXiv:1812.06127. Definition 2: client k mi
 with the norm *squared*, over the parameters (buffers are no part of w), and
 :math:`w_t` the global model as received, held constant. The mean is FedAvg's.
 
-Deviation: where the paper's solver takes the term's gradient at the old point, here the
-step on the term is implicit (backward Euler, the term's proximal operator). After the
-optimiser has moved w to y by its step on :math:`F_k`,
+Deviation: where the paper's solver, SGD, takes the term's gradient at the old point,
+here its step on the term is implicit (backward Euler, the term's proximal operator).
+After SGD has moved w to y by its step on :math:`F_k`,
 
 .. math:: w^+ = w_t + (y - w_t) / (1 + \eta\mu)
           \iff w^+ = y - \eta \, \mu (w^+ - w_t)
 
-so the pull is the term's gradient :math:`\mu (w - w_t)` at the new point. For plain
-gradient steps the stationary points are those of h_k; the two differ by a factor
-1 + O(eta mu) in the pull; and no mu is too large: the explicit step diverges once
-eta mu > 2. With mu = 0 the factor is exactly 1, and no arithmetic is done at all.
+so the pull is the term's gradient :math:`\mu (w - w_t)` at the new point. The points
+where training comes to rest are those of h_k, and no mu is too large; the explicit step
+diverges once eta mu > 2. With momentum beta, eta is the step's size in the long run,
+:math:`\eta / (1 - \beta)`. Adam, whose steps do not grow with the gradient, is
+given the term's gradient before its step. With mu = 0 no arithmetic is done at all.
 """
 
 from collections.abc import Mapping, Sequence
@@ -52,47 +53,47 @@ class FedProx(FedAvg):
     def client_train(
         model: "nn.Module", train: LocalTraining, options: Mapping[str, Any]
     ) -> dict[str, float]:
-        """Train with a pull to the received model after each step.
+        """Train on the objective with the term.
 
         The metrics gain `proximal-loss`, the value of the term at the end.
         """
-        mu = float(options[PROXIMAL_MU])
-        parameters = list(model.parameters())
-        anchor = [p.detach().clone() for p in parameters]
-
-        def pull(learning_rate: float) -> None:
-            proximal_step(parameters, anchor, mu, learning_rate)
-
-        metrics = train(after_step=pull if mu > 0 else None)
-        term = proximal_term(parameters, anchor, mu)
-        return metrics | {PROXIMAL_LOSS: term.item()}
+        term = ProximalTerm(list(model.parameters()), float(options[PROXIMAL_MU]))
+        metrics = train(term=term if term.mu > 0 else None)
+        return metrics | {PROXIMAL_LOSS: term.value().item()}
 
 
-def proximal_term(
-    parameters: "Sequence[torch.Tensor]", anchor: "Sequence[torch.Tensor]", mu: float
-) -> "torch.Tensor":
-    """Return mu / 2 * ||w - w_t||^2 as a 0-dim tensor; its gradient is mu (w - w_t)."""
-    import torch
+class ProximalTerm:
+    """mu / 2 * ||w - w_t||^2, with w_t the parameters as they are at construction."""
 
-    squares = [
-        (w - w_t.detach()).square().sum()
-        for w, w_t in zip(parameters, anchor, strict=True)
-    ]
-    return mu / 2 * torch.stack(squares).sum()
+    def __init__(self, parameters: "Sequence[torch.Tensor]", mu: float) -> None:
+        self.mu = mu
+        self._parameters = list(parameters)
+        self._anchor = [p.detach().clone() for p in parameters]
 
+    def value(self) -> "torch.Tensor":
+        """Return the term, 0-dim; differentiable, with the gradient mu (w - w_t)."""
+        import torch
 
-def proximal_step(
-    parameters: "Sequence[torch.Tensor]",
-    anchor: "Sequence[torch.Tensor]",
-    mu: float,
-    learning_rate: float,
-) -> None:
-    """Move w in place to its proximal point, w_t + (w - w_t) / (1 + eta mu); mu > 0."""
-    import torch
+        pairs = zip(self._parameters, self._anchor, strict=True)
+        squares = [(w - w_t).square().sum() for w, w_t in pairs]
+        return self.mu / 2 * torch.stack(squares).sum()
 
-    with torch.no_grad():
-        pull = learning_rate * mu  # may be infinite: the result is then the anchor
-        torch._foreach_lerp_(list(parameters), list(anchor), 1 / (1 + 1 / pull))
+    def add_gradient(self) -> None:
+        """Add mu (w - w_t) to the gradients of w."""
+        import torch
+
+        with torch.no_grad():
+            gradients = [p.grad for p in self._parameters if p.grad is not None]
+            difference = torch._foreach_sub(self._parameters, self._anchor)
+            torch._foreach_add_(gradients, difference, alpha=self.mu)
+
+    def step(self, step_size: float) -> None:
+        """Move w in place to w_t + (w - w_t) / (1 + step_size * mu); mu > 0."""
+        import torch
+
+        with torch.no_grad():
+            pull = step_size * self.mu  # may be infinite: the result is then w_t
+            torch._foreach_lerp_(self._parameters, self._anchor, 1 / (1 + 1 / pull))
 
 
 STRATEGY = FedProx

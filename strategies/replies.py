@@ -1,19 +1,25 @@
 """Replies of a round, taken in one by one: checked, summed, and then forgotten.
 
-Memory does not grow with the cohort: of a reply's arrays only their sum is kept.
+Memory does not grow with the cohort: of a reply's arrays only their sum is kept. What a
+node sends is not trusted: whatever is wrong with a reply, its clients are left out with
+the reason, and the round goes on.
 """
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from math import isfinite
 
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from strategies import aggregation, wire
+from strategies import wire
 from strategies.aggregation import ExactSum, UpdateError
 from strategies.federation import Reply
 from strategies.wire import Arrays
 
 log = logging.getLogger("flwr.fl_app")
+
+Row = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -39,57 +45,82 @@ class Tally:
     """Takes in a round's replies one by one; keeps sums, not replies."""
 
     def __init__(
-        self, cohort: list[int] | None = None, model: Arrays | None = None
+        self,
+        num_examples: Callable[[int], int],
+        model: Arrays | None = None,
+        cohort_size: int = 1,
     ) -> None:
-        self.total = ExactSum(model or {})
-        self.trained: list[dict[str, float]] = []
-        self.validated: list[dict[str, float]] = []
+        """Start empty.
+
+        Args:
+            num_examples: number of training examples of a client, by its id.
+            model: what updates are differences to; None if nobody trains.
+            cohort_size: number of clients that train.
+        """
+        self._num_examples = num_examples
+        self.total = ExactSum(model or {}, cohort_size)
+        self.trained: list[Row] = []
+        self.validated: list[Row] = []
         self.failures: list[ClientFailure] = []
         self.upload_bytes = 0
 
-    def add(self, reply: Reply, asked: list[int] | None = None) -> None:
-        """Count a reply in, or each client that was `asked` of the node as failed."""
+    def add(self, reply: Reply, sent: RecordDict) -> None:
+        """Count in what answers `sent`, or each client in it as failed."""
+        task = wire.take(sent, wire.TASK, ConfigRecord)
+        asked = wire.integers(task, wire.TRAIN_IDS)
         if reply.content is None:
-            self._fail(reply, asked or [], reply.error)
+            self._fail(reply, asked, reply.error)
             return
-        self.upload_bytes += wire.num_bytes(reply.content)
         try:
-            validated = _rows(reply.content, wire.VALIDATED)
-            failed = _failures(reply)
-            trained = _rows(reply.content, wire.TRAINED)
-            self._add_updates(reply.content, trained, failed, asked or [])
-        except (UpdateError, ValueError, KeyError, TypeError) as error:
-            self._fail(reply, asked or [], f"bad reply: {error}")
+            size = wire.num_bytes(reply.content)
+            ids = wire.integers(task, wire.EVALUATE_IDS)
+            validated = _validated(reply.content, ids)
+            not_validated = _failures(reply, wire.NOT_VALIDATED)
+            failed = _failures(reply, wire.FAILED)
+            trained = _rows(reply.content, wire.TRAINED, {wire.LOSS})
+            self._check_clients(trained, failed, asked)
+            self._add_updates(reply.content, trained)
+        except Exception as error:  # a reply may be wrong in more ways than are known
+            self._fail(reply, asked, f"bad reply: {type(error).__name__}: {error}")
             return
+        self.upload_bytes += size
         self.trained += trained
         self.validated += validated
         self.failures += failed
+        for failure in not_validated:
+            log.warning(
+                "Client %d (node %d) did not validate: %s",
+                *(failure.client_id, failure.node_id, failure.reason),
+            )
 
-    def _add_updates(
-        self,
-        content: RecordDict,
-        trained: list[dict[str, float]],
-        failed: list[ClientFailure],
-        asked: list[int],
+    def _check_clients(
+        self, trained: list[Row], failed: list[ClientFailure], asked: list[int]
     ) -> None:
-        """Add a node's partial sum, or the single update of its only client."""
+        """Every client that was asked is accounted for, with the examples it has."""
         reported = [int(row[wire.CLIENT_IDS]) for row in trained]
         accounted = sorted(reported + [failure.client_id for failure in failed])
         if accounted != sorted(asked):
             raise UpdateError(
                 f"it accounts for clients {accounted}, asked were {asked}"
             )
-        weights = [row[wire.NUM_EXAMPLES] for row in trained]
-        for weight in weights:
-            aggregation.check_weight(weight)
+        for client, row in zip(reported, trained, strict=True):
+            if row[wire.NUM_EXAMPLES] != self._num_examples(client):
+                raise UpdateError(
+                    f"client {client} reports num-examples = {row[wire.NUM_EXAMPLES]}, "
+                    f"at the start it had {self._num_examples(client)}"
+                )
+
+    def _add_updates(self, content: RecordDict, trained: list[Row]) -> None:
+        """Add a node's partial sum, or the single update of its only client."""
+        weight = sum(self._num_examples(int(row[wire.CLIENT_IDS])) for row in trained)
         totals = wire.find(content, wire.SUM, ArrayRecord)
         update = wire.find(content, wire.UPDATE, ArrayRecord)
         if totals is not None:
-            self.total.add_partial(wire.unpack(totals), int(sum(weights)))
+            self.total.add_partial(wire.unpack(totals), weight, len(trained))
         elif update is not None:
             if len(trained) != 1:
                 raise UpdateError(f"one update stands for {len(trained)} clients")
-            self.total.add(wire.unpack(update), int(weights[0]))
+            self.total.add(wire.unpack(update), weight)
         elif trained:
             raise UpdateError("it holds no update")
 
@@ -99,35 +130,54 @@ class Tally:
             ClientFailure(client, reply.node_id, lines[0], reason) for client in clients
         ]
         if not clients:
-            log.warning("Node %d failed to validate: %s", reply.node_id, lines[0])
+            log.warning("Node %d did not validate: %s", reply.node_id, lines[0])
 
     def validation(self) -> Validation | None:
         """Return accuracy and loss over all validation examples."""
-        num_examples = int(sum(row[wire.NUM_EXAMPLES] for row in self.validated))
-        if num_examples == 0:
+        rows = sorted(self.validated, key=lambda row: row[wire.CLIENT_IDS])
+        loss = weighted_mean(rows, wire.LOSS)
+        if loss is None:
             return None
-        loss = weighted_mean(
-            sorted(self.validated, key=lambda m: m[wire.CLIENT_IDS]), wire.LOSS
-        )
-        num_correct = sum(row[wire.NUM_CORRECT] for row in self.validated)
-        return Validation(num_correct / num_examples, loss or 0.0, num_examples)
+        num_examples = int(sum(row[wire.NUM_EXAMPLES] for row in rows))
+        num_correct = sum(row[wire.NUM_CORRECT] for row in rows)
+        return Validation(num_correct / num_examples, loss, num_examples)
 
 
-def _rows(content: RecordDict, name: str) -> list[dict[str, float]]:
-    """Return a record of equally long lists as one dict per client."""
+def _rows(content: RecordDict, name: str, needed: set[str]) -> list[Row]:
+    """Return a record of equally long lists as one dict per client.
+
+    Raises:
+        ValueError: a column is missing, or a value is not finite.
+    """
     record = wire.find(content, name, MetricRecord)
     if record is None:
         return []
     columns = {key: list(value) for key, value in record.items()}  # type: ignore[arg-type]
+    if missing := {wire.CLIENT_IDS, wire.NUM_EXAMPLES, *needed} - columns.keys():
+        raise ValueError(f"{name} lacks {', '.join(sorted(missing))}")
+    if not all(isfinite(value) for column in columns.values() for value in column):
+        raise ValueError(f"{name} holds a value that is not finite")
     return [
         dict(zip(columns, row, strict=True))
         for row in zip(*columns.values(), strict=True)
     ]
 
 
-def _failures(reply: Reply) -> list[ClientFailure]:
+def _validated(content: RecordDict, asked: list[int]) -> list[Row]:
+    """Return the verdicts, of clients that were asked, each within its bounds."""
+    rows = _rows(content, wire.VALIDATED, {wire.LOSS, wire.NUM_CORRECT})
+    clients = [row[wire.CLIENT_IDS] for row in rows]
+    if len(set(clients)) < len(clients) or not set(clients) <= set(asked):
+        raise ValueError(f"{clients} validated, asked were {asked}")
+    for row in rows:
+        if not 0 <= row[wire.NUM_CORRECT] <= row[wire.NUM_EXAMPLES] < 2**40:
+            raise ValueError("more were classified right than there are")
+    return rows
+
+
+def _failures(reply: Reply, name: str) -> list[ClientFailure]:
     assert reply.content is not None
-    record = wire.find(reply.content, wire.FAILED, ConfigRecord)
+    record = wire.find(reply.content, name, ConfigRecord)
     if record is None:
         return []
     ids = wire.integers(record, wire.CLIENT_IDS)
@@ -138,7 +188,7 @@ def _failures(reply: Reply) -> list[ClientFailure]:
     ]
 
 
-def weighted_mean(rows: list[dict[str, float]], key: str) -> float | None:
+def weighted_mean(rows: list[Row], key: str) -> float | None:
     """Return the mean of a metric over examples; None where there is none."""
     weight = sum(row[wire.NUM_EXAMPLES] for row in rows)
     if not weight:

@@ -4,7 +4,9 @@ Every name is kebab-case and used by both halves of an algorithm; nothing else i
 the project spells one out.
 """
 
+import io
 from collections.abc import Mapping
+from math import prod
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -29,13 +31,15 @@ UPDATE = "update"  # ArrayRecord: one client's update, float32
 TRAINED = "trained"  # MetricRecord: one list entry per client counted in
 VALIDATED = "validated"  # MetricRecord: one list entry per client validated
 FAILED = "failed"  # ConfigRecord: one list entry per client left out
+NOT_VALIDATED = "not-validated"  # ConfigRecord: likewise, of validation alone
 HOSTED = "hosted"  # ArrayRecord: what a node hosts, the answer to a query
 
 # Keys.
 ROUND = "round"
 TRAIN_IDS = "train-client-ids"
 EVALUATE_IDS = "evaluate-client-ids"
-NUM_CLIENTS = "num-clients"
+COHORT_SIZE = "cohort-size"
+NUM_NODES = "num-nodes"
 CLIENT_IDS = "client-ids"
 NUM_EXAMPLES = "num-examples"
 LABEL_COUNTS = "label-counts"
@@ -53,12 +57,29 @@ def pack(arrays: Mapping[str, np.ndarray[Any, Any]]) -> ArrayRecord:
 
 
 def unpack(record: ArrayRecord) -> Arrays:
-    """Return the arrays of a record.
+    """Return the arrays of a record, as read-only views of its bytes.
 
     Raises:
-        ValueError: an array is not in NumPy's own format, or its bytes are torn.
+        ValueError: an array is not in NumPy's own format, or its header promises
+            another number of bytes than there are; nothing is allocated by its word.
     """
-    return {name: array.numpy() for name, array in record.items()}
+    return {name: _read(name, array) for name, array in record.items()}
+
+
+def _read(name: str, array: Array) -> np.ndarray[Any, Any]:
+    file = io.BytesIO(array.data)
+    try:
+        version = np.lib.format.read_magic(file)
+        if version != (1, 0):
+            raise ValueError(f"version {version}")
+        shape, column_order, dtype = np.lib.format.read_array_header_1_0(file)
+    except Exception as error:  # the header is Python source that NumPy parses
+        raise ValueError(f"array {name!r} is not in NumPy's format") from error
+    start = file.tell()
+    if dtype.hasobject or len(array.data) - start != prod(shape) * dtype.itemsize:
+        raise ValueError(f"array {name!r} has other bytes than its header says")
+    values = np.frombuffer(array.data, dtype, offset=start)
+    return values.reshape(shape, order="F" if column_order else "C")
 
 
 def num_bytes(content: RecordDict) -> int:

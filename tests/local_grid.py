@@ -13,8 +13,8 @@ Handler = Callable[[Message], Message | None]
 class LocalGrid(Grid):
     """Nodes by id, each a function from message to reply; None stays silent.
 
-    A node works when it is pulled, one a pull, the last message first: no order can be
-    relied on, and no reply exists before it is asked for.
+    A node works when it is pulled, the last message first: no order can be relied on,
+    and no reply exists before it is asked for. All that were asked for come at once.
     """
 
     def __init__(self, nodes: Mapping[int, Handler]) -> None:
@@ -50,7 +50,7 @@ class LocalGrid(Grid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         ready = [name for name in message_ids if name in self._waiting]
-        messages = [self._waiting.pop(name) for name in ready[-1:]]
+        messages = [self._waiting.pop(name) for name in reversed(ready)]
         replies = [self.nodes[m.metadata.dst_node_id](m) for m in messages]
         return [reply for reply in replies if reply is not None]
 

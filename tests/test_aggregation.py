@@ -17,7 +17,7 @@ def update(*values: float) -> dict[str, np.ndarray]:
 
 
 def test_weights_are_numbers_of_examples() -> None:
-    total = ExactSum(FLOATS)
+    total = ExactSum(FLOATS, 3)
     total.add(update(1, 2, -4), 1)
     total.add(update(5, 2, 0), 3)
     # (1*1 + 3*5) / 4 = 4;  (1*2 + 3*2) / 4 = 2;  (1*-4 + 3*0) / 4 = -1
@@ -37,7 +37,7 @@ updates_and_weights = st.lists(
 
 @given(updates_and_weights)
 def test_mean_equals_a_float64_mean(parts: list[tuple[np.ndarray, int]]) -> None:
-    total = ExactSum({"w": np.zeros(5, np.float32)})
+    total = ExactSum({"w": np.zeros(5, np.float32)}, 8)
     for array, weight in parts:
         total.add({"w": array}, weight)
     arrays = np.stack([array for array, _ in parts]).astype(np.float64)
@@ -50,18 +50,18 @@ def test_order_and_grouping_do_not_matter(
     parts: list[tuple[np.ndarray, int]], random: object, cut: int
 ) -> None:
     model = {"w": np.zeros(5, np.float32)}
-    straight = ExactSum(model)
+    straight = ExactSum(model, 8)
     for array, weight in parts:
         straight.add({"w": array}, weight)
     shuffled = list(parts)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
-    grouped = ExactSum(model)
+    grouped = ExactSum(model, 8)
     for group in (shuffled[:cut], shuffled[cut:]):
-        node = ExactSum(model)
+        node = ExactSum(model, 8)
         for array, weight in group:
             node.add({"w": array}, weight)
         if group:
-            grouped.add_partial(node.totals, node.weight)
+            grouped.add_partial(node.totals, node.weight, node.num_clients)
     assert grouped.mean()["w"].tobytes() == straight.mean()["w"].tobytes()
 
 
@@ -73,26 +73,42 @@ def test_a_plain_float_sum_would_depend_on_order() -> None:
 
 
 def test_overflow_of_one_update_is_refused() -> None:
-    total = ExactSum(FLOATS)
+    total = ExactSum(FLOATS, 3)
     with pytest.raises(UpdateError, match="too large"):
         total.add(update(1e30, 0, 0), 1)
     assert total.weight == 0
 
 
-def test_overflow_of_the_sum_is_refused_and_nothing_is_lost() -> None:
-    total = ExactSum(FLOATS)
-    large = 2.0**26 - 4  # times 2^36 is just below 2^62
-    total.add(update(large, 0, 0), 1)
-    total.add(update(large, 0, 0), 1)
+def test_what_one_client_may_add_depends_on_the_cohort_alone() -> None:
+    largest = 2.0**26 / 4  # of n * |update| in a cohort of 4
+    for order in ((1, -1, 1, 1), (1, 1, -1, 1)):
+        total = ExactSum(FLOATS, 4)
+        for sign in order:
+            total.add(update(sign * largest, 0, 0), 1)
+        assert total.mean()["w"].tolist() == [largest / 2, 0, 0]
     with pytest.raises(UpdateError, match="too large"):
-        total.add(update(large, 0, 0), 1)
-    assert total.mean()["w"].tolist() == [large, 0, 0]
+        ExactSum(FLOATS, 4).add(update(largest * 1.01, 0, 0), 1)
+    with pytest.raises(UpdateError, match="too large"):
+        ExactSum(FLOATS, 4).add(update(largest * 0.51, 0, 0), 2)
 
 
-def test_a_partial_sum_of_the_smallest_integer_is_refused() -> None:
-    total = ExactSum(FLOATS)
-    with pytest.raises(UpdateError, match="too large"):
-        total.add_partial({"w": np.full(3, -(2**63), np.int64)}, 1)
+def test_the_largest_updates_of_a_whole_cohort_do_not_overflow() -> None:
+    for size in (1, 3, 7, 1000):
+        total = ExactSum(FLOATS, size)
+        largest = 2.0**26 / size * (1 - 2**-20)
+        for _ in range(size):
+            total.add(update(largest, -largest, 0), 1)
+        mean = np.float64(np.float32(largest))
+        np.testing.assert_allclose(total.mean()["w"], [mean, -mean, 0], rtol=1e-12)
+        with pytest.raises(UpdateError, match=f"more than {size} clients"):
+            total.add(update(0, 0, 0), 1)
+
+
+def test_a_partial_sum_larger_than_its_clients_can_be_is_refused() -> None:
+    total = ExactSum(FLOATS, 3)
+    for entry in (-(2**63), 2**63 - 1):
+        with pytest.raises(UpdateError, match="too large"):
+            total.add_partial({"w": np.full(3, entry, np.int64)}, 1, 2)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +131,7 @@ def test_a_partial_sum_of_the_smallest_integer_is_refused() -> None:
 def test_a_bad_update_is_refused(
     bad: dict[str, np.ndarray], weight: int, reason: str
 ) -> None:
-    total = ExactSum(FLOATS)
+    total = ExactSum(FLOATS, 3)
     with pytest.raises(UpdateError, match=reason):
         total.add(bad, weight)
     assert total.weight == 0
@@ -124,12 +140,12 @@ def test_a_bad_update_is_refused(
 
 def test_a_float_partial_sum_is_refused() -> None:
     with pytest.raises(UpdateError, match="expected int64"):
-        ExactSum(FLOATS).add_partial(update(1, 2, 3), 1)
+        ExactSum(FLOATS, 3).add_partial(update(1, 2, 3), 1, 1)
 
 
 def test_integers_stay_integers() -> None:
     model = {"count": np.array(10, np.int64), "small": np.array([1, 2], np.int8)}
-    total = ExactSum(model)
+    total = ExactSum(model, 8)
     total.add({"count": np.array(4, np.int64), "small": np.array([1, 0], np.int8)}, 1)
     total.add({"count": np.array(7, np.int64), "small": np.array([0, 0], np.int8)}, 3)
     new = aggregation.apply_mean(model, total.mean())
@@ -144,7 +160,7 @@ def test_integers_stay_integers() -> None:
 
 def test_scalars_and_empty_arrays() -> None:
     model = {"s": np.array(1.0, np.float32), "e": np.zeros((0, 3), np.float32)}
-    total = ExactSum(model)
+    total = ExactSum(model, 8)
     total.add({"s": np.array(0.5, np.float32), "e": np.zeros((0, 3), np.float32)}, 2)
     new = aggregation.apply_mean(model, total.mean())
     assert new["s"].shape == ()
@@ -154,12 +170,12 @@ def test_scalars_and_empty_arrays() -> None:
 
 def test_no_update_has_no_mean() -> None:
     with pytest.raises(ValueError, match="no update"):
-        ExactSum(FLOATS).mean()
+        ExactSum(FLOATS, 3).mean()
 
 
 def test_inputs_are_not_changed() -> None:
     model, one = {"w": np.ones(3, np.float32)}, update(1, 2, 3)
-    total = ExactSum(model)
+    total = ExactSum(model, 8)
     total.add(one, 5)
     aggregation.apply_mean(model, total.mean())
     assert model["w"].tolist() == [1, 1, 1]
@@ -171,10 +187,24 @@ def test_norm_is_over_all_floats_together() -> None:
     assert aggregation.norm(arrays) == 5.0
 
 
+def test_pooling_nothing_changes_nothing() -> None:
+    model = {
+        "bn.running_mean": np.array([30.0, 1000.0], np.float32),
+        "bn.running_var": np.array([0.001, 0.01], np.float32),
+    }
+    moments = aggregation.to_moments(model)
+    still = aggregation.from_moments(
+        aggregation.apply_mean(moments, {name: 0 * a for name, a in moments.items()})
+    )
+    for name, array in model.items():
+        assert still[name].dtype == np.float32
+        np.testing.assert_allclose(still[name], array, rtol=1e-6)
+
+
 def test_pooled_statistics_are_those_of_the_union() -> None:
     first, second = np.array([0.0, 2.0]), np.array([10.0, 14.0, 12.0])
     model = {"bn.running_mean": np.zeros(1), "bn.running_var": np.ones(1)}
-    total = ExactSum(model)
+    total = ExactSum(model, 8)
     for data in (first, second):
         local = {
             "bn.running_mean": np.array([data.mean()]),

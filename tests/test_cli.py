@@ -44,6 +44,7 @@ def fl_app(
         ('results-dir="/proc/none"', "results-dir = '/proc/none' cannot be written"),
         ('run-name="a/b"', "run-name = 'a/b' is not allowed"),
         ('initial-model="/none"', "/none is not a model that a run has written"),
+        ("min-nodes=50", "min-nodes = 50 is more than the"),
         ("seed=", "--run-config cannot be read: 'seed=' is no key=value"),
         ("seed = 3", "'seed = 3' is no key=value"),
         ("seed=nonsense", "--run-config cannot be read"),

@@ -57,6 +57,7 @@ def test_given_values_win_over_the_recipe(configure: Configure) -> None:
         ("momentum", 1.0, "less than 1"),
         ("seed", True, "valid integer"),
         ("augment", "yes", "valid boolean"),
+        ("num-server-rounds", False, "valid integer"),
         ("run-name", "../elsewhere", "pattern"),
         ("validation-fraction", 1.0, "less than 1"),
         ("round-timeout", 0.0, "greater than 0"),

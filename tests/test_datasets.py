@@ -34,7 +34,7 @@ def write_parquet(folder: Path, split: str, labels: list[int]) -> None:
     features = hf.Features(
         {"picture": hf.Image(), "label": hf.ClassLabel(names=["cat", "dog"])}
     )
-    rows = {"picture": [{"bytes": png(10 * i), "path": None} for i in labels]}
+    rows = {"picture": [{"bytes": png(10 * abs(i)), "path": None} for i in labels]}
     table = hf.Dataset.from_dict({**rows, "label": labels}, features=features)
     folder.mkdir(parents=True, exist_ok=True)
     table.to_parquet(folder / f"{split}-00000-of-00001.parquet")
@@ -109,6 +109,13 @@ def test_folders_are_clients_and_test_is_the_servers(tmp_path: Path) -> None:
         data.partition(config.model_copy(update={"num_clients": 5}), 7)
 
 
+def test_folders_are_all_clients_by_default(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        write_classes(tmp_path / name, {"cat": 3, "dog": 2})
+    config = make_config(dataset=str(tmp_path), partitioner="folders")
+    assert len(datasets.load(config).partition(config, 1).clients) == 3
+
+
 def test_folders_without_a_test_folder_have_no_test_split(tmp_path: Path) -> None:
     write_classes(tmp_path / "north", {"cat": 3, "dog": 2})
     config = make_config(dataset=str(tmp_path), partitioner="folders", num_clients=0)
@@ -169,6 +176,21 @@ def test_a_folder_without_images_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("nothing here")
     with pytest.raises(ConfigError, match="holds no data set|one must hold images"):
         datasets.load(make_config(dataset=str(tmp_path)))
+
+
+def test_levels_that_do_not_fit_8_bits_are_refused(tmp_path: Path) -> None:
+    write_classes(tmp_path / "d", {"cat": 5, "dog": 5})
+    deep = Image.fromarray(np.full((4, 6), 10_000, np.uint16))
+    deep.save(tmp_path / "d" / "cat" / "deep.png")
+    with pytest.raises(ConfigError, match="do not fit 8 bits"):
+        datasets.load(make_config(dataset=str(tmp_path / "d")))
+
+
+def test_rows_without_a_label_are_refused(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "d", "train", [0, 1, 1])
+    write_parquet(tmp_path / "d", "test", [-1, -1])
+    with pytest.raises(ConfigError, match="rows without a label"):
+        datasets.load(make_config(dataset=str(tmp_path / "d")))
 
 
 def test_a_file_that_is_no_image_is_an_error(tmp_path: Path) -> None:

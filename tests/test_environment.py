@@ -117,9 +117,23 @@ def test_nodes_share_the_cores() -> None:
 
 
 def test_gpus_are_counted_as_they_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    for shown, number in (("", 0), ("-1", 0), ("0", 1), ("0,3", 2)):
+    for shown, number in (
+        ("", 0),
+        ("-1", 0),
+        ("0", 1),
+        ("1", 1),
+        ("0,1", 2),
+        ("0,3", 2),
+    ):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
         assert environment.num_gpus() == number
+
+
+def test_nodes_share_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    shares = {n: environment.node_resources(n) for n in (2, 3, 4, 8, 12)}
+    gpus = {n: s["client-resources-num-gpus"] for n, s in shares.items()}
+    assert gpus == {2: 1.0, 3: 1.0, 4: 1.0, 8: 0.5, 12: 0.3333}
 
 
 def test_the_project_is_found_from_below_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,12 +1,13 @@
 """The server half and the round loop, against nodes whose replies are written here."""
 
+import io
 import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app import Array, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
 from strategies import wire
 from strategies.aggregation import ExactSum
@@ -49,7 +50,7 @@ def honest(message: Message) -> Message:
     if len(clients) == 1:
         reply[wire.UPDATE] = wire.pack(step(clients[0]))
     elif clients:
-        total = ExactSum(START)
+        total = ExactSum(START, len(clients))
         for client in clients:
             total.add(step(client), SIZES[client])
         reply[wire.SUM] = wire.pack(total.totals)
@@ -165,8 +166,52 @@ def with_rows(**changes: Any) -> Callable[[RecordDict], None]:
     return change
 
 
-def without(name: str) -> Callable[[RecordDict], None]:
-    return lambda content: content.pop(name) and None
+def without(name: str, put: str = "") -> Callable[[RecordDict], None]:
+    """Drop a record, or put one of another kind in the place of `put`."""
+
+    def change(content: RecordDict) -> None:
+        if put:
+            content[put] = ConfigRecord({"odd": 1})
+        else:
+            del content[name]
+
+    return change
+
+
+def without_column(name: str) -> Callable[[RecordDict], None]:
+    def change(content: RecordDict) -> None:
+        columns = dict(content[wire.TRAINED])  # type: ignore[call-overload]
+        del columns[name]
+        content[wire.TRAINED] = MetricRecord(columns)
+
+    return change
+
+
+def with_verdict(**changes: Any) -> Callable[[RecordDict], None]:
+    def change(content: RecordDict) -> None:
+        columns = dict(content[wire.VALIDATED])  # type: ignore[call-overload]
+        content[wire.VALIDATED] = MetricRecord(columns | changes)
+
+    return change
+
+
+def with_bytes(data: bytes) -> Callable[[RecordDict], None]:
+    """An update whose array `w` is these bytes."""
+
+    def change(content: RecordDict) -> None:
+        record = wire.pack({"n": N})
+        record["w"] = Array("float32", (2,), "numpy.ndarray", data)
+        content[wire.UPDATE] = record
+
+    return change
+
+
+def header(shape: tuple[int, ...]) -> bytes:
+    """A NumPy header that promises float32 of that shape; no data follows."""
+    file = io.BytesIO()
+    described = {"descr": "<f4", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, described)
+    return file.getvalue()
 
 
 N = np.array(0, np.int64)
@@ -186,10 +231,24 @@ N = np.array(0, np.int64)
         (altered(with_update(w=np.float32([1, 2]), n=N, x=N)), "unknown to the model"),
         (altered(without(wire.UPDATE)), "holds no update"),
         (altered(without(wire.TRAINED)), "accounts for clients"),
-        (altered(with_rows(**{wire.NUM_EXAMPLES: [0]})), "positive"),
-        (altered(with_rows(**{wire.NUM_EXAMPLES: [-30]})), "positive"),
-        (altered(with_rows(**{wire.NUM_EXAMPLES: [2**60]})), "sane"),
-        (altered(with_rows(**{wire.NUM_EXAMPLES: [2.5]})), "integer"),
+        (altered(with_rows(**{wire.NUM_EXAMPLES: [0]})), "had 30"),
+        (altered(with_rows(**{wire.NUM_EXAMPLES: [-30]})), "had 30"),
+        (altered(with_rows(**{wire.NUM_EXAMPLES: [2**30]})), "had 30"),
+        (altered(with_rows(**{wire.NUM_EXAMPLES: [30.5]})), "had 30"),
+        (altered(with_rows(**{wire.LOSS: [float("nan")]})), "not finite"),
+        (altered(with_rows(**{wire.CLIENT_IDS: [float("inf")]})), "not finite"),
+        (altered(without_column(wire.LOSS)), "lacks loss"),
+        (altered(without_column(wire.NUM_EXAMPLES)), "lacks num-examples"),
+        (altered(with_bytes(b"")), "not in NumPy's format"),
+        (altered(with_bytes(b"PK\x03\x04 and more")), "not in NumPy's format"),
+        (altered(with_bytes(header((2**50,)))), "other bytes than its header"),
+        (altered(with_bytes(header((2**70,)))), "other bytes than its header"),
+        (altered(with_bytes(header((2,))[:40])), "not in NumPy's format"),
+        (altered(with_verdict(**{wire.NUM_CORRECT: [10**9]})), "than there are"),
+        (altered(with_verdict(**{wire.NUM_CORRECT: [-1]})), "than there are"),
+        (altered(with_verdict(**{wire.CLIENT_IDS: [77]})), "asked were"),
+        (altered(with_verdict(**{wire.LOSS: [float("inf")]})), "not finite"),
+        (altered(without(wire.MODEL, put=wire.TRAINED)), "is no MetricRecord"),
         (altered(with_rows(**{wire.CLIENT_IDS: [99]})), "accounts for clients"),
         (altered(with_rows(**{wire.LOSS: [1.0, 2.0]})), "bad reply"),
     ],
@@ -206,14 +265,54 @@ def test_a_bad_reply_is_left_out_with_its_reason(bad: Handler, reason: str) -> N
     np.testing.assert_allclose(result.arrays["w"], [1 + mean, 2 - mean], rtol=1e-6)
 
 
-def test_a_bad_partial_sum_is_left_out_with_all_its_clients() -> None:
+@pytest.mark.parametrize(
+    ("totals", "reason"),
+    [
+        ({}, "missing: n, w"),
+        ({"w": np.zeros(2, np.float32), "n": np.int64(0)}, "expected int64"),
+        ({"w": np.full(2, 2**62), "n": np.array(0)}, "too large"),
+    ],
+)
+def test_a_bad_partial_sum_is_left_out_with_all_its_clients(
+    totals: Arrays, reason: str
+) -> None:
     def change(content: RecordDict) -> None:
-        if wire.SUM in content:
-            content[wire.SUM] = ArrayRecord({})
+        assert wire.SUM in content
+        content[wire.SUM] = wire.pack(totals)
 
-    (result,), _, _ = run(honest, honest, altered(change), min_fraction=0.0)
-    counted = {row[wire.CLIENT_IDS] for row in result.trained}
-    assert counted | {f.client_id for f in result.failures} == {0, 1, 2, 3}
+    # dealt: 30 to each of the nodes, then 10 to the first
+    (result,), _, federation = run(altered(change), honest, honest)
+    bad = federation.deal([0, 1, 2, 3])[1]
+    assert len(bad) == 2
+    assert [failure.client_id for failure in result.failures] == bad
+    assert all(reason in failure.reason for failure in result.failures)
+    assert sorted(row[wire.CLIENT_IDS] for row in result.trained) == [
+        client for client in range(4) if client not in bad
+    ]
+
+
+def test_a_validation_that_fails_does_not_touch_training() -> None:
+    def change(content: RecordDict) -> None:
+        clients = list(content.metric_records[wire.VALIDATED][wire.CLIENT_IDS])  # type: ignore[arg-type]
+        del content[wire.VALIDATED]
+        said = ["boom"] * len(clients)
+        content[wire.NOT_VALIDATED] = ConfigRecord(
+            {wire.CLIENT_IDS: clients, wire.REASON: said, wire.TRACEBACK: said}
+        )
+
+    (result,), _, _ = run(honest, altered(change), honest, honest)
+    assert len(result.trained) == 4
+    assert not result.failures
+    assert result.validation is not None
+    assert result.validation.num_examples == 70
+
+
+def test_the_quorum_is_not_missed_by_rounding() -> None:
+    strategy = FedAvg(seed=0, min_fraction=0.55)
+    assert strategy.quorum(100) == 55
+    assert FedAvg(seed=0, min_fraction=0.28).quorum(25) == 7
+    assert FedAvg(seed=0, min_fraction=0.5).quorum(3) == 2
+    assert FedAvg(seed=0, min_fraction=0.0).quorum(3) == 1
 
 
 def test_a_client_that_failed_on_its_node_is_named() -> None:

@@ -64,6 +64,26 @@ def test_no_node_that_can_take_part_is_an_error_with_its_reason() -> None:
         federation(refusing)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        RecordDict(),
+        RecordDict({wire.HOSTED: wire.pack({"x": np.zeros((2, 2), np.int64)})}),
+        RecordDict({wire.HOSTED: wire.pack({wire.LABEL_COUNTS: np.array([1, 2])})}),
+        RecordDict({wire.HOSTED: wire.pack({wire.LABEL_COUNTS: np.array([[1.0]])})}),
+        RecordDict({wire.HOSTED: wire.pack({wire.LABEL_COUNTS: np.array([[-1, 5]])})}),
+    ],
+)
+def test_a_node_whose_answer_makes_no_sense_is_left_out(content: RecordDict) -> None:
+    odd = lambda m: Message(content, reply_to=m)  # noqa: E731
+    assert federation(odd, hosting([[1, 2]])).node_ids == [11]
+
+
+def test_min_nodes_must_be_able_to_take_part() -> None:
+    with pytest.raises(FederationError, match="1 nodes can take part, min-nodes = 2"):
+        federation(refusing, hosting([[1, 2]]), min_nodes=2)
+
+
 def test_nodes_that_read_different_data_are_an_error() -> None:
     with pytest.raises(FederationError, match="different data"):
         federation(hosting([[1, 2]]), hosting([[2, 1]]))

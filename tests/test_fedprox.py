@@ -5,7 +5,7 @@ from torch import nn
 
 from fl_app import models, task
 from strategies import available, build, load
-from strategies.fedprox import FedProx, proximal_step, proximal_term
+from strategies.fedprox import FedProx, ProximalTerm
 from tests.conftest import make_config
 
 EXAMPLES = task.Examples(
@@ -22,10 +22,8 @@ def train(mu: float | None, *, name: str = "mlp", rate: float = 0.05) -> nn.Modu
     model = models.build(name, (1, 8, 8), 10, seed=1)
     options = task.TrainOptions(2, 8, "sgd", rate, 0.9, 0.0)
 
-    def local(*, after_step: task.AfterStep | None = None) -> dict[str, float]:
-        loss = task.train(
-            model, EXAMPLES, options, NORMALISE, seed=5, after_step=after_step
-        )
+    def local(*, term: task.Term | None = None) -> dict[str, float]:
+        loss = task.train(model, EXAMPLES, options, NORMALISE, seed=5, term=term)
         return {"loss": loss}
 
     if mu is None:
@@ -41,40 +39,75 @@ def distance(model: nn.Module, name: str = "mlp") -> float:
     return sum((a - b).square().sum().item() for a, b in pairs) ** 0.5
 
 
+def moved(w_t: torch.Tensor, w: torch.Tensor, mu: float) -> ProximalTerm:
+    """Return the term anchored at w_t, with w where it is given."""
+    parameter = w_t.clone().requires_grad_()
+    term = ProximalTerm([parameter], mu)
+    with torch.no_grad():
+        parameter.copy_(w)
+    return term
+
+
+def random_term(mu: float) -> tuple[ProximalTerm, torch.Tensor, torch.Tensor]:
+    draws = torch.Generator().manual_seed(0)
+    w_t, w = torch.randn(50, generator=draws), torch.randn(50, generator=draws)
+    return moved(w_t, w, mu), w_t, w
+
+
 def test_the_norm_is_squared() -> None:
-    w, w_t = (
-        [torch.tensor([3.0, 0.0]), torch.tensor([[5.0]])],
-        [torch.zeros(2), torch.ones(1, 1)],
-    )
+    w_t, w = torch.tensor([0.0, 0.0, 1.0]), torch.tensor([3.0, 0.0, 5.0])
     # mu / 2 * (3^2 + 0 + 4^2) = 0.1 * 25
-    assert proximal_term(w, w_t, 0.2).item() == pytest.approx(2.5)
+    assert moved(w_t, w, 0.2).value().item() == pytest.approx(2.5)
 
 
 def test_the_gradient_of_the_term_is_mu_times_the_difference() -> None:
-    draws = torch.Generator().manual_seed(0)
-    w = [torch.randn(s, generator=draws, requires_grad=True) for s in ((3, 4), (5,))]
-    w_t = [torch.randn(s, generator=draws) for s in ((3, 4), (5,))]
-    gradients = torch.autograd.grad(proximal_term(w, w_t, 0.3), w)
-    for gradient, a, b in zip(gradients, w, w_t, strict=True):
-        torch.testing.assert_close(gradient, 0.3 * (a - b), atol=1e-6, rtol=0)
+    term, w_t, w = random_term(0.3)
+    (parameter,) = term._parameters
+    (gradient,) = torch.autograd.grad(term.value(), [parameter])
+    torch.testing.assert_close(gradient, 0.3 * (w - w_t), atol=1e-6, rtol=0)
+    parameter.grad = torch.ones(50)
+    term.add_gradient()
+    torch.testing.assert_close(parameter.grad, 1 + gradient, atol=1e-6, rtol=0)
 
 
 def test_the_step_taken_is_the_terms_gradient_at_the_new_point() -> None:
-    draws = torch.Generator().manual_seed(0)
-    y, w_t = torch.randn(50, generator=draws), torch.randn(50, generator=draws)
-    w, mu, rate = y.clone(), 0.7, 0.2
-    proximal_step([w], [w_t], mu, rate)
-    taken = (y - w) / rate
-    point = w.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(proximal_term([point], [w_t], mu), [point])
-    torch.testing.assert_close(taken, gradient, atol=1e-6, rtol=1e-6)
-    torch.testing.assert_close(gradient, mu * (w - w_t), atol=1e-6, rtol=0)
+    term, w_t, w = random_term(0.7)
+    term.step(0.2)
+    (parameter,) = term._parameters
+    reached = parameter.detach()
+    (gradient,) = torch.autograd.grad(term.value(), [parameter])
+    torch.testing.assert_close((w - reached) / 0.2, gradient, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(gradient, 0.7 * (reached - w_t), atol=1e-6, rtol=0)
 
 
 def test_a_hand_computed_step() -> None:
-    w = torch.tensor([4.0])
-    proximal_step([w], [torch.tensor([1.0])], mu=2.0, learning_rate=0.5)
-    assert w.item() == 2.5  # 1 + (4 - 1) / (1 + 0.5 * 2)
+    term = moved(torch.tensor([1.0]), torch.tensor([4.0]), 2.0)
+    term.step(0.5)
+    assert term._parameters[0].item() == 2.5  # 1 + (4 - 1) / (1 + 0.5 * 2)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "momentum", "rate"),
+    [("sgd", 0.0, 0.2), ("sgd", 0.9, 0.05), ("adam", 0.0, 0.005)],
+)
+def test_training_comes_to_rest_at_a_minimum_of_the_whole_objective(
+    optimizer: str, momentum: float, rate: float
+) -> None:
+    """There the gradients of F and of the term cancel, whatever the optimiser."""
+    mu = 0.5
+    model = models.build("logistic", (1, 8, 8), 10, seed=1)
+    term = ProximalTerm(list(model.parameters()), mu)
+    options = task.TrainOptions(600, 40, optimizer, rate, momentum, 0.0)
+    task.train(model, EXAMPLES, options, NORMALISE, seed=5, term=term)
+    inputs = NORMALISE(EXAMPLES.images.float())
+    loss = torch.nn.functional.cross_entropy(model(inputs), EXAMPLES.labels)
+    parameters = list(model.parameters())
+    ours = torch.autograd.grad(loss, parameters)
+    theirs = torch.autograd.grad(term.value(), parameters)
+    size = sum(g.square().sum() for g in ours) ** 0.5
+    rest = sum((a + b).square().sum() for a, b in zip(ours, theirs, strict=True)) ** 0.5
+    assert size > 0.1
+    assert rest < 0.01 * size
 
 
 def test_mu_zero_is_fedavg_bit_for_bit() -> None:
@@ -110,7 +143,7 @@ def test_buffers_are_no_part_of_the_term() -> None:
 def test_the_metric_is_the_value_of_the_term() -> None:
     model = models.build("logistic", (1, 8, 8), 10, seed=1)
 
-    def local(*, after_step: task.AfterStep | None = None) -> dict[str, float]:
+    def local(*, term: task.Term | None = None) -> dict[str, float]:
         with torch.no_grad():
             next(model.parameters()).add_(0.01)  # 640 weights by 0.01 each
         return {"loss": 0.5}

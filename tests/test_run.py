@@ -11,7 +11,7 @@ import torch
 from flwr.app import Context, RecordDict
 from PIL import Image
 
-from fl_app import client_app, server_app, task
+from fl_app import client_app, plots, server_app, task
 from fl_app.artifacts import RunFolder, model_sha256, read_model
 from fl_app.config import ConfigError
 from strategies.federation import FederationError
@@ -277,6 +277,36 @@ def test_a_run_whose_clients_all_fail_ends_and_says_why(
     assert error is not None
     assert "boom" in error["message"]
     assert len(folder.metrics()) == 3  # rounds 0 to 2 are kept
+
+
+def test_a_validation_that_raises_is_left_out_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    honest = client_app._ClientWork.validate
+
+    def validate(work: Any, client: int) -> Any:
+        if client == 2:
+            raise ValueError("boom in validation")
+        return honest(work, client)
+
+    monkeypatch.setattr(client_app._ClientWork, "validate", validate)
+    folder = run(tmp_path, fraction_train=0.34, fraction_evaluate=1.0)
+    assert all(row["num_failures"] == 0 for row in folder.metrics())
+    assert all(row["validation_accuracy"] is not None for row in folder.metrics())
+    assert "boom in validation" in caplog.text
+
+
+def test_a_picture_that_fails_does_not_end_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> bytes:
+        raise ValueError("no ink")
+
+    monkeypatch.setattr(plots, "curves", fail)
+    monkeypatch.setattr(plots, "partition", fail)
+    folder = run(tmp_path)
+    assert folder.summary() is not None
+    assert not (folder.path / "curves.png").exists()
 
 
 def test_messages_are_not_mutated(tmp_path: Path) -> None:

@@ -63,8 +63,9 @@ class Dataset:
         Raises:
             ConfigError: the options do not fit the data.
         """
-        num_clients = config.num_clients or len(self.owners) or num_nodes
         owned = config.partitioner in ("folders", "natural")
+        default = len(self.owners) if owned else num_nodes
+        num_clients = config.num_clients or default
         if owned and not self.owners:
             raise ConfigError(
                 f"partitioner = {config.partitioner!r} is not allowed: dataset = "

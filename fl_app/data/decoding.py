@@ -15,6 +15,8 @@ from strategies.randomness import keyed_generator
 
 Array = np.ndarray[Any, Any]
 _GREY_MODES = {"1", "L", "LA"}
+_COLOUR_MODES = {"P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB"}
+_UNREADABLE = (OSError, Image.DecompressionBombError)
 _LOT = 1000  # images a thread decodes at a time
 
 
@@ -46,7 +48,13 @@ def decode(splits: Splits) -> tuple[dict[str, Array], dict[str, Any]]:
         raise ConfigError("the data set holds no training image")
     sizes = Counter(size for size, _ in headers)
     size = min(sizes, key=lambda s: (-sizes[s], s))
-    mode = "L" if {mode for _, mode in headers} <= _GREY_MODES else "RGB"
+    modes = {mode for _, mode in headers}
+    if odd := modes - _GREY_MODES - _COLOUR_MODES:
+        raise ConfigError(
+            f"the data set holds images of mode {', '.join(sorted(odd))}, whose levels "
+            "do not fit 8 bits: scale them to 0..255 first"
+        )
+    mode = "L" if modes <= _GREY_MODES else "RGB"
     index = {name: i for i, name in enumerate(names)}
 
     def arrays_of(tables: list[Table]) -> tuple[Array, Array]:
@@ -80,7 +88,7 @@ def _decode_all(encoded: list[bytes], size: tuple[int, int], mode: str) -> Array
         for i, image in enumerate(encoded[start : start + _LOT], start):
             try:
                 images[i] = _pixels(image, size, mode)
-            except OSError as error:
+            except _UNREADABLE as error:
                 raise ConfigError(
                     f"image {i} of the data set cannot be decoded ({error}): mend or "
                     "remove it"
@@ -106,7 +114,7 @@ def _header(encoded: bytes) -> tuple[tuple[int, int], str]:
     try:
         with Image.open(io.BytesIO(encoded)) as image:
             return image.size, image.mode
-    except OSError as error:
+    except _UNREADABLE as error:
         raise ConfigError(f"the data set holds a file that is no image: {error}") from (
             error
         )

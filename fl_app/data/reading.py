@@ -41,13 +41,17 @@ def read_hub(hub_id: str, option: str) -> tuple[dict[str, Array], dict[str, Any]
     except ConfigError:
         raise
     except Exception as error:  # any of a dozen libraries may raise here
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = _first_line(error)
         raise ConfigError(
             f"dataset = {option!r} could not be had from the Hugging Face Hub "
             f"({hub_id}: {reason}): check the name and the network, or point data-dir "
             "at a folder that holds a copy"
         ) from error
     return decode(Splits([train], test))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _names(hub: Any) -> set[str]:
@@ -87,7 +91,7 @@ def _load_folder(folder: Path) -> dict[str, Table]:
         try:
             loaded = datasets.load_dataset(**_loader(folder), cache_dir=scratch)
         except Exception as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = _first_line(error)
             raise ConfigError(
                 f"{folder} holds no data set ({reason}): it needs Parquet files with "
                 "an image and a label column, or images in class folders"
@@ -125,7 +129,7 @@ def _table(split: Any, source: str) -> Table:
         )
     raw = split.cast_column(images[0], datasets.Image(decode=False))
     values = list(raw[labels[0]])
-    if any(value is None for value in values):
+    if any(value is None or value == -1 for value in values):  # -1: the Hub's "none"
         raise ConfigError(f"{source} has rows without a label in {labels[0]!r}")
     if isinstance(features[labels[0]], datasets.ClassLabel):
         names = list(features[labels[0]].names)
