@@ -13,8 +13,9 @@ help: ## list the targets
 install: $(STAMP) ## make .venv with the tested versions of everything
 
 $(STAMP): pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@echo "Installing into .venv: PyTorch is large, this takes some minutes the first time."
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
 run: $(STAMP) ## train the default federation and draw its curves

@@ -7,6 +7,7 @@ metrics.jsonl; they must not change them.
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from fl_app import plots
@@ -151,7 +152,8 @@ class Pictures(Callback):
             draw()
 
     def _write(self, rows: Rows) -> None:
-        title = f"{self._config.dataset}, {self._config.model}, {self._config.strategy}"
+        config = self._config
+        title = f"{Path(config.dataset).name}, {config.model}, {config.strategy}"
         self._attempt(CURVES, lambda: plots.curves(rows, title))
 
     def _attempt(self, name: str, draw: Callable[[], bytes]) -> None:
@@ -170,4 +172,4 @@ def _describe_partition(config: RunConfig) -> str:
         "classes": f", {config.classes_per_client} per client",
         "shards": f", {config.shards_per_client} per client",
     }.get(config.partitioner, "")
-    return f"{config.dataset}, divided by {config.partitioner}{detail}"
+    return f"{Path(config.dataset).name}, divided by {config.partitioner}{detail}"

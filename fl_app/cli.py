@@ -93,7 +93,14 @@ def resolve(arguments: list[str] | None) -> tuple[RunConfig, dict[str, Any]]:
     options = environment.default_options(environment.find_project())
     try:
         given = submission.parse_options(arguments)
-    except (click.ClickException, ValueError, OSError) as error:
+    except click.ClickException:
+        given = " ".join(arguments or [])
+        raise ConfigError(
+            f"--run-config cannot be read: {given}; values are TOML: "
+            'strings in quotes (strategy="fedprox"), true and false in small letters, '
+            "each option once"
+        ) from None
+    except (ValueError, OSError) as error:
         raise ConfigError(f"--run-config cannot be read: {error}") from None
     for key in given:
         if key not in options:

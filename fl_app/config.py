@@ -5,6 +5,7 @@ pyproject.toml. Nothing else reads a run's raw options.
 """
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -45,6 +46,7 @@ class Recipe:
     num_clients: int = 10
 
 
+_ADAM_LEARNING_RATE = 0.001  # Kingma and Ba 2015; recipes are for SGD
 _ZERO_IS_AUTO = {"num_server_rounds", "local_epochs", "batch_size", "learning_rate"}
 """Options for which 0 has no meaning of its own."""
 
@@ -106,7 +108,7 @@ class RunConfig(BaseModel):
     num_threads: int = Field(ge=1, le=1024)
 
     seed: int = Field(ge=0, lt=2**63)
-    run_name: str = Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,99})?$")
+    run_name: str
     results_dir: str = Field(min_length=1)
 
     @field_validator("strategy")
@@ -121,6 +123,16 @@ class RunConfig(BaseModel):
     def _model_exists(cls, name: str) -> str:
         if name not in models.MODELS:
             raise ValueError(f"there are: {', '.join(sorted(models.MODELS))}")
+        return name
+
+    @field_validator("run_name")
+    @classmethod
+    def _run_name_is_a_folder(cls, name: str) -> str:
+        if not re.fullmatch(r"([A-Za-z0-9][A-Za-z0-9._-]{0,99})?", name):
+            raise ValueError(
+                "should be up to 100 letters, digits, dots, dashes and underscores, "
+                "the first a letter or digit"
+            )
         return name
 
     @classmethod
@@ -144,13 +156,17 @@ class RunConfig(BaseModel):
         ):
             values["num-clients"] = 0  # all of them
         recipe = asdict(recipe_for(str(values.get("dataset", ""))))
+        if values.get("optimizer") == "adam":
+            recipe["learning_rate"] = _ADAM_LEARNING_RATE
         for name, value in recipe.items():
             given = values.get(_kebab(name))
             zero = given == 0 and not isinstance(given, bool)
             if given == "auto" or (zero and name in _ZERO_IS_AUTO):
                 values[_kebab(name)] = value
         if values.get("fraction-evaluate") == "auto":
-            values["fraction-evaluate"] = values.get("fraction-train")
+            fraction = values.get("fraction-train")
+            usable = isinstance(fraction, float | int) and 0 < fraction <= 1
+            values["fraction-evaluate"] = fraction if usable else 1.0
         prefix = f"{values.get('strategy')}."
         values["strategy-options"] = {
             key.removeprefix(prefix): value

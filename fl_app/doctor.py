@@ -5,6 +5,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -193,9 +194,14 @@ def _folders() -> Iterator[Finding]:
 
 
 def _writable(folder: Path) -> bool:
-    while not folder.exists():
+    """Try it, in the folder or the nearest that is there: rights alone do not tell."""
+    while not folder.is_dir():
         folder = folder.parent
-    return os.access(folder, os.W_OK | os.X_OK)
+    try:
+        with tempfile.TemporaryDirectory(dir=folder):
+            return True
+    except OSError:
+        return False
 
 
 def _run(config: RunConfig) -> Iterator[Finding]:

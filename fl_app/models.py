@@ -96,18 +96,21 @@ def _lenet_side(side: int) -> int:
 def resnet(input_shape: Shape, num_classes: int) -> "nn.Module":
     """A small residual network with group normalisation (no statistics to average).
 
-    After He et al. 2016, arXiv:1512.03385, and Page's ResNet-9: 3x3 convolutions of 32,
-    64, 128 and 256 channels, residual blocks at 64 and 256, global max-pooling.
+    After He et al. 2016, arXiv:1512.03385: 3x3 convolutions of 32, 64, 128 and 256
+    channels, residual blocks at 64 and 256, global average pooling. At first each
+    residual branch (Goyal et al. 2017, arXiv:1706.02677) and the last layer give 0.
     """
     from torch import nn
 
+    last = nn.Linear(256, num_classes)
+    nn.init.zeros_(last.weight)
     return nn.Sequential(
         *_convolve(input_shape[0], 32),
         *(*_convolve(32, 64), _halve(), _residual(64)),
         *(*_convolve(64, 128), _halve()),
         *(*_convolve(128, 256), _halve(), _residual(256)),
-        *(nn.AdaptiveMaxPool2d(1), nn.Flatten()),
-        nn.Linear(256, num_classes),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+        last,
     )
 
 
@@ -115,6 +118,7 @@ def _convolve(inputs: int, outputs: int) -> tuple["nn.Module", ...]:
     from torch import nn
 
     convolution = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+    nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
     return convolution, nn.GroupNorm(outputs // 16, outputs), nn.ReLU()
 
 
@@ -126,7 +130,9 @@ def _residual(channels: int) -> "nn.Module":
         def forward(self, x: "Tensor") -> "Tensor":
             return x + super().forward(x)  # type: ignore[no-any-return, no-untyped-call]
 
-    return Residual(*_convolve(channels, channels), *_convolve(channels, channels))
+    convolution, norm, relu = _convolve(channels, channels)
+    nn.init.zeros_(norm.weight)  # type: ignore[arg-type]
+    return Residual(*_convolve(channels, channels), convolution, norm, relu)
 
 
 def _size(shape: Shape) -> int:

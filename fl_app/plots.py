@@ -114,6 +114,7 @@ def _partition_bars(counts: Any, class_names: Sequence[str], title: str) -> byte
         ylabel="client",
         ylim=(-0.6, num_clients - 0.4),
     )
+    axes.margins(x=0.03)
     axes.set_yticks(np.arange(num_clients))
     axes.invert_yaxis()
     axes.grid(axis="x", **_GRID)

@@ -47,7 +47,7 @@ def fl_app(
         ("min-nodes=50", "min-nodes = 50 is more than the"),
         ("seed=", "--run-config cannot be read: 'seed=' is no key=value"),
         ("seed = 3", "'seed = 3' is no key=value"),
-        ("seed=nonsense", "--run-config cannot be read"),
+        ("seed=nonsense", "strings in quotes"),
         ("/none.toml", "--run-config cannot be read"),
     ],
 )

@@ -31,6 +31,11 @@ def test_the_clients_that_train_validate_by_default(configure: Configure) -> Non
     assert configure(fraction_train=0.3, fraction_evaluate=0.0).fraction_evaluate == 0.0
 
 
+def test_adam_has_a_learning_rate_of_its_own(configure: Configure) -> None:
+    assert configure(optimizer="adam").learning_rate == 0.001
+    assert configure(optimizer="adam", learning_rate=0.5).learning_rate == 0.5
+
+
 def test_given_values_win_over_the_recipe(configure: Configure) -> None:
     config = configure(model="mlp", local_epochs=7)
     assert (config.model, config.local_epochs) == ("mlp", 7)
@@ -58,7 +63,7 @@ def test_given_values_win_over_the_recipe(configure: Configure) -> None:
         ("seed", True, "valid integer"),
         ("augment", "yes", "valid boolean"),
         ("num-server-rounds", False, "valid integer"),
-        ("run-name", "../elsewhere", "pattern"),
+        ("run-name", "../elsewhere", "letters, digits, dots"),
         ("validation-fraction", 1.0, "less than 1"),
         ("round-timeout", 0.0, "greater than 0"),
     ],

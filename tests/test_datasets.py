@@ -196,7 +196,7 @@ def test_rows_without_a_label_are_refused(tmp_path: Path) -> None:
 def test_a_file_that_is_no_image_is_an_error(tmp_path: Path) -> None:
     write_classes(tmp_path / "d", {"cat": 5, "dog": 5})
     (tmp_path / "d" / "cat" / "0.png").write_bytes(b"not a picture")
-    with pytest.raises(ConfigError, match="no image"):
+    with pytest.raises(ConfigError, match=r"cat/0.png is no image"):
         datasets.load(make_config(dataset=str(tmp_path / "d")))
 
 
@@ -299,3 +299,18 @@ def test_real_mnist() -> None:
     assert data.test_images.shape == (10_000, 1, 28, 28)
     assert data.mean == pytest.approx((0.1307,), abs=1e-4)
     assert data.std == pytest.approx((0.3081,), abs=1e-4)
+
+
+def test_images_beside_class_folders_are_an_error(tmp_path: Path) -> None:
+    for i in range(5):
+        (tmp_path / f"{i}.png").write_bytes(png(i))
+    with pytest.raises(ConfigError, match="named for its class"):
+        datasets.load(make_config(dataset=str(tmp_path)))
+
+
+def test_a_cache_that_cannot_be_made_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(cache.CACHE_VARIABLE, "/proc/nope")
+    with pytest.raises(ConfigError, match="give another folder with FL_APP_CACHE"):
+        datasets.load(make_config())

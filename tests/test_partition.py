@@ -94,6 +94,7 @@ def test_quantity_skews_sizes_and_leaves_nobody_empty() -> None:
             {"partitioner": "dirichlet", "dirichlet_alpha": 0.01},
             "raise dirichlet-alpha",
         ),
+        ({"partitioner": "shards", "shards_per_client": 11}, "makes 2200 shards"),
         (
             {"partitioner": "classes", "classes_per_client": 11},
             "classes-per-client = 11",

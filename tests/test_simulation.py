@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -165,3 +166,33 @@ def test_a_run_that_fails_has_a_status_and_shows_the_first_traceback(
     assert "Traceback (most recent call last)" in done.stdout
     assert "has training diverged?" in done.stdout
     assert not (results / "run" / "summary.json").exists()
+
+
+def test_a_request_to_end_stops_the_run_and_says_so(machine: Machine) -> None:
+    results = machine.folder / "results-stopped"
+    options = (
+        f'model="logistic" num-server-rounds=5000 run-name="run" '
+        f'results-dir="{results}"'
+    )
+    command = [str(BIN / "fl-app"), "run", "-c", options]
+    run = subprocess.Popen(
+        command,
+        env=machine.variables,
+        cwd=PROJECT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    metrics = results / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not metrics.exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    run.send_signal(signal.SIGTERM)
+    printed, _ = run.communicate(timeout=60)
+    assert run.returncode == 1
+    assert "stopped by the user" in printed
+    error = json.loads((results / "run" / "error.json").read_text())
+    assert "stopped by the user" in error["message"]
+    time.sleep(12)  # Flower takes some seconds to end the server's process
+    rounds = len(metrics.read_text().splitlines())
+    time.sleep(3)
+    assert len(metrics.read_text().splitlines()) == rounds

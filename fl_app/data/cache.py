@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
+from fl_app.config import ConfigError
+
 log = logging.getLogger("flwr.fl_app")
 
 CACHE_VARIABLE = "FL_APP_CACHE"
@@ -44,7 +46,13 @@ def open_or_build(name: str, build: Callable[[], Contents]) -> Contents:
         build: decodes the source; called only if there is no sound cache.
     """
     folder = cache_folder() / f"{name}-v{_VERSION}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"the data cache {folder.parent} cannot be made ({error.strerror}): give "
+            f"another folder with {CACHE_VARIABLE}"
+        ) from error
     if (contents := _open(folder)) is not None:
         return contents
     with FileLock(f"{folder}.lock"):

@@ -25,6 +25,8 @@ class Table:
     """Encoded images with the names of their classes; one owner, or none."""
 
     images: list[bytes]
+    places: list[str]
+    """Where each image came from, for errors."""
     labels: list[str]
     class_names: list[str]
     owner: str | None = None
@@ -43,7 +45,11 @@ def decode(splits: Splits) -> tuple[dict[str, Array], dict[str, Any]]:
     """Decode all images to the most common size, grey only if every one is grey."""
     tables = [*splits.train, *([splits.test] if splits.test else [])]
     names = _class_names(tables)
-    headers = [_header(image) for table in splits.train for image in table.images]
+    headers = [
+        _header(image, place)
+        for table in splits.train
+        for image, place in zip(table.images, table.places, strict=True)
+    ]
     if not headers:
         raise ConfigError("the data set holds no training image")
     sizes = Counter(size for size, _ in headers)
@@ -59,7 +65,8 @@ def decode(splits: Splits) -> tuple[dict[str, Array], dict[str, Any]]:
 
     def arrays_of(tables: list[Table]) -> tuple[Array, Array]:
         encoded = [image for table in tables for image in table.images]
-        images = _decode_all(encoded, size, mode)
+        places = [place for table in tables for place in table.places]
+        images = _decode_all(encoded, places, size, mode)
         labels = [index[label] for table in tables for label in table.labels]
         return images, np.asarray(labels, np.int64)
 
@@ -79,7 +86,9 @@ def decode(splits: Splits) -> tuple[dict[str, Array], dict[str, Any]]:
     return arrays, describe(arrays, names, owners)
 
 
-def _decode_all(encoded: list[bytes], size: tuple[int, int], mode: str) -> Array:
+def _decode_all(
+    encoded: list[bytes], places: list[str], size: tuple[int, int], mode: str
+) -> Array:
     """Return all images, (N, C, H, W) uint8; threads share them in large lots."""
     channels = 1 if mode == "L" else 3
     images = np.empty((len(encoded), channels, size[1], size[0]), np.uint8)
@@ -90,8 +99,7 @@ def _decode_all(encoded: list[bytes], size: tuple[int, int], mode: str) -> Array
                 images[i] = _pixels(image, size, mode)
             except _UNREADABLE as error:
                 raise ConfigError(
-                    f"image {i} of the data set cannot be decoded ({error}): mend or "
-                    "remove it"
+                    f"{places[i]} cannot be decoded ({error}): mend or remove it"
                 ) from error
 
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
@@ -109,15 +117,13 @@ def _class_names(tables: list[Table]) -> list[str]:
     return sorted(union, key=int if numeric else str)
 
 
-def _header(encoded: bytes) -> tuple[tuple[int, int], str]:
+def _header(encoded: bytes, place: str) -> tuple[tuple[int, int], str]:
     """Return (width, height) and mode without decoding the pixels."""
     try:
         with Image.open(io.BytesIO(encoded)) as image:
             return image.size, image.mode
     except _UNREADABLE as error:
-        raise ConfigError(f"the data set holds a file that is no image: {error}") from (
-            error
-        )
+        raise ConfigError(f"{place} is no image: mend or remove it") from error
 
 
 def _pixels(encoded: bytes, size: tuple[int, int], mode: str) -> Array:

@@ -136,6 +136,11 @@ def _shards(
     """
     order = np.concatenate(_by_class(labels, num_classes, draws))
     num_shards = num_clients * config.shards_per_client
+    if num_shards > len(labels):
+        raise ConfigError(
+            f"shards-per-client = {config.shards_per_client} makes {num_shards} shards "
+            f"of {len(labels)} examples: lower it, or num-clients"
+        )
     shards = np.array_split(order, num_shards)
     dealt = draws.permutation(num_shards).reshape(num_clients, -1)
     return [np.concatenate([shards[s] for s in mine]) for mine in dealt]

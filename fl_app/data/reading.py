@@ -5,6 +5,7 @@ an image and a label column, image files in class folders, or an owner/name on t
 """
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from fl_app.config import ConfigError
 from fl_app.data.decoding import Array, Splits, Table, decode, describe, with_test
 
 TEST_FOLDER = "test"
+_PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 
 
 def read_digits() -> tuple[dict[str, Array], dict[str, Any]]:
@@ -71,7 +73,7 @@ def read_owners(folder: Path) -> tuple[dict[str, Array], dict[str, Any]]:
     for owner in owners:
         if owner != TEST_FOLDER and not owner.startswith("."):
             table = _load_folder(folder / owner)["train"]
-            tables.append(Table(table.images, table.labels, table.class_names, owner))
+            tables.append(replace(table, owner=owner))
     if not tables:
         raise ConfigError(
             f"partitioner = 'folders' finds no client folder in {folder}: each "
@@ -88,8 +90,9 @@ def _load_folder(folder: Path) -> dict[str, Table]:
 
     datasets.disable_progress_bars()
     with tempfile.TemporaryDirectory(prefix="fl-app-") as scratch:
+        loader = _loader(folder)
         try:
-            loaded = datasets.load_dataset(**_loader(folder), cache_dir=scratch)
+            loaded = datasets.load_dataset(**loader, cache_dir=scratch)
         except Exception as error:
             reason = _first_line(error)
             raise ConfigError(
@@ -110,6 +113,11 @@ def _loader(folder: Path) -> dict[str, Any]:
     """Return how `datasets` is to read a folder: Parquet files, or class folders."""
     if any(folder.rglob("*.parquet")):
         return {"path": str(folder)}
+    if any(p.suffix.lower() in _PICTURES for p in folder.iterdir()):
+        raise ConfigError(
+            f"{folder} holds images beside class folders: put each into a folder that "
+            "is named for its class"
+        )
     # By itself the loader drops the label where a folder holds one class only.
     return {"path": "imagefolder", "data_dir": str(folder), "drop_labels": False}
 
@@ -137,8 +145,9 @@ def _table(split: Any, source: str) -> Table:
     else:
         names = [str(value) for value in sorted(set(values))]
         named = [str(value) for value in values]
-    encoded = [
-        cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
-        for cell in raw[images[0]]
-    ]
-    return Table(encoded, named, names)
+    encoded, places = [], []
+    for row, cell in enumerate(raw[images[0]]):
+        inside = cell["bytes"] is not None
+        places.append(f"row {row} of {source}" if inside else cell["path"])
+        encoded.append(cell["bytes"] if inside else Path(cell["path"]).read_bytes())
+    return Table(encoded, places, named, names)
