@@ -94,9 +94,9 @@ def resolve(arguments: list[str] | None) -> tuple[RunConfig, dict[str, Any]]:
     try:
         given = submission.parse_options(arguments)
     except click.ClickException:
-        given = " ".join(arguments or [])
+        typed = " ".join(arguments or [])
         raise ConfigError(
-            f"--run-config cannot be read: {given}; values are TOML: "
+            f"--run-config cannot be read: {typed}; values are TOML: "
             'strings in quotes (strategy="fedprox"), true and false in small letters, '
             "each option once"
         ) from None

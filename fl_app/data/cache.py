@@ -24,7 +24,7 @@ from fl_app.config import ConfigError
 log = logging.getLogger("flwr.fl_app")
 
 CACHE_VARIABLE = "FL_APP_CACHE"
-_VERSION = 1  # of the layout: raise it when what is stored changes
+_VERSION = 2  # of the layout: raise it when what is stored changes
 _META = "meta.json"
 
 Array = np.ndarray[Any, Any]
