@@ -134,7 +134,7 @@ def _partition_map(counts: Any, class_names: Sequence[str], title: str) -> bytes
     shares = counts / np.maximum(1, sizes)[:, None]
     extent = (-0.5, num_classes - 0.5, num_clients - 0.5, -0.5)
     image = shares_axes.imshow(
-        shares, aspect="auto", cmap="cividis", vmin=0, vmax=1, extent=extent,
+        shares, aspect="auto", cmap="Blues", vmin=0, vmax=1, extent=extent,
         interpolation="nearest",
     )  # fmt: skip
     shares_axes.set(title=title, xlabel="class", ylabel="client")
@@ -147,6 +147,7 @@ def _partition_map(counts: Any, class_names: Sequence[str], title: str) -> bytes
     )
     size_axes.set(title="size", xlabel="training examples", xlim=(0, None))
     size_axes.grid(axis="x", **_GRID)
+    size_axes.set_axisbelow(True)
     return _png(figure)
 
 

@@ -5,8 +5,9 @@ as a whole, without a data loader.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -55,11 +56,17 @@ class Normalisation:
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Return float32 (B, C, H, W) with zero mean and unit variance."""
-        shift, scale = (
-            torch.tensor(values, device=pixels.device).view(-1, 1, 1) * self.full_scale
-            for values in (self.mean, self.std)
-        )
-        return (pixels - shift) * (1 / scale)
+        shift, factor = _affine(self, pixels.device)
+        return (pixels - shift) * factor
+
+
+@lru_cache(maxsize=16)  # made once, not at every step
+def _affine(of: Normalisation, device: torch.device) -> tuple[Tensor, Tensor]:
+    shift, scale = (
+        torch.tensor(values, device=device).view(-1, 1, 1) * of.full_scale
+        for values in (of.mean, of.std)
+    )
+    return shift, 1 / scale
 
 
 @dataclass(frozen=True)
@@ -137,7 +144,7 @@ def train(
     device = next(model.parameters()).device
     step = _optimizer(model, options)
     total = torch.zeros((), dtype=torch.float64, device=device)
-    mixed = options.precision == "bfloat16"
+    arithmetic = _arithmetic(options.precision, device)
     model.train()
     with _seeded(seed, device) as draws:
         for _ in range(options.local_epochs):
@@ -149,7 +156,7 @@ def train(
                     pixels = augment(pixels, draws)
                 inputs = normalise(pixels).contiguous(memory_format=_LAYOUT)
                 model.zero_grad(set_to_none=True)
-                with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
+                with arithmetic:
                     loss = F.cross_entropy(model(inputs), labels)
                 loss.backward()  # type: ignore[no-untyped-call]
                 if term is not None and options.optimizer == "adam":
@@ -157,13 +164,19 @@ def train(
                 step()
                 if term is not None and options.optimizer == "sgd":
                     term.step(options.learning_rate / (1 - options.momentum))
-                total += loss.detach() * len(labels)
+                total.add_(loss.detach(), alpha=len(labels))
     mean = float(total) / (len(examples) * options.local_epochs)
     if not np.isfinite(mean):
         raise FloatingPointError(
             "the training loss is not finite: a smaller learning-rate may help"
         )
     return mean
+
+
+def _arithmetic(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    if precision == "bfloat16":
+        return torch.autocast(device.type, torch.bfloat16)
+    return nullcontext()
 
 
 def _optimizer(model: nn.Module, options: TrainOptions) -> optim.Step:
