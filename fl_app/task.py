@@ -4,22 +4,33 @@ Images are tensors (N, C, H, W); batches are gathered, augmented and normalised
 as a whole, without a data loader.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from fl_app import optim
+from fl_app.batches import LAYOUT, Augment, Batches, Examples, Normalisation
 from fl_app.config import RunConfig
 
-Augment = Callable[[Tensor, torch.Generator], Tensor]
-"""Changes a float batch (B, C, H, W) in [0, 255], each image by its own draw."""
+__all__ = [
+    "Augment",
+    "Evaluation",
+    "Examples",
+    "Normalisation",
+    "Term",
+    "TrainOptions",
+    "evaluate",
+    "get_arrays",
+    "place",
+    "set_arrays",
+    "train",
+]
 
 
 class Term(Protocol):
@@ -30,43 +41,6 @@ class Term(Protocol):
 
     def step(self, step_size: float) -> None:
         """Move the parameters to the term's proximal point."""
-
-
-_LAYOUT = torch.channels_last  # what convolutions are fastest with
-
-
-@dataclass(frozen=True)
-class Examples:
-    """Images (N, C, H, W), uint8 or float32, and labels (N,) int64, in memory."""
-
-    images: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-
-@dataclass(frozen=True)
-class Normalisation:
-    """Mean and standard deviation per channel, of pixels divided by `full_scale`."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    full_scale: float = 255.0
-
-    def __call__(self, pixels: Tensor) -> Tensor:
-        """Return float32 (B, C, H, W) with zero mean and unit variance."""
-        shift, factor = _affine(self, pixels.device)
-        return (pixels - shift) * factor
-
-
-@lru_cache(maxsize=16)  # made once, not at every step
-def _affine(of: Normalisation, device: torch.device) -> tuple[Tensor, Tensor]:
-    shift, scale = (
-        torch.tensor(values, device=device).view(-1, 1, 1) * of.full_scale
-        for values in (of.mean, of.std)
-    )
-    return shift, 1 / scale
 
 
 @dataclass(frozen=True)
@@ -147,24 +121,19 @@ def train(
     arithmetic = _arithmetic(options.precision, device)
     model.train()
     with _seeded(seed, device) as draws:
+        batches = Batches(examples, normalise, augment, draws, device)
         for _ in range(options.local_epochs):
-            order = torch.randperm(len(examples), generator=draws)
-            for chosen in torch.split(order, options.batch_size):
-                pixels = examples.images[chosen].to(device, torch.float32)
-                labels = examples.labels[chosen].to(device)
-                if augment is not None:
-                    pixels = augment(pixels, draws)
-                inputs = normalise(pixels).contiguous(memory_format=_LAYOUT)
+            for inputs, targets in batches.epoch(options.batch_size):
                 model.zero_grad(set_to_none=True)
                 with arithmetic:
-                    loss = F.cross_entropy(model(inputs), labels)
+                    loss = F.cross_entropy(model(inputs), targets)
                 loss.backward()  # type: ignore[no-untyped-call]
                 if term is not None and options.optimizer == "adam":
                     term.add_gradient()
                 step()
                 if term is not None and options.optimizer == "sgd":
                     term.step(options.learning_rate / (1 - options.momentum))
-                total.add_(loss.detach(), alpha=len(labels))
+                total.add_(loss.detach(), alpha=len(targets))
     mean = float(total) / (len(examples) * options.local_epochs)
     if not np.isfinite(mean):
         raise FloatingPointError(
@@ -221,7 +190,7 @@ def evaluate(
     for start in range(0, len(examples), chunk):
         images = examples.images[start : start + chunk].to(device, torch.float32)
         labels = examples.labels[start : start + chunk]
-        inputs = normalise(images).contiguous(memory_format=_LAYOUT)
+        inputs = normalise(images).contiguous(memory_format=LAYOUT)
         logits = model(inputs).cpu()
         loss += F.cross_entropy(logits, labels, reduction="sum")
         hits = labels[logits.argmax(dim=1) == labels]
@@ -274,4 +243,4 @@ def place(model: nn.Module) -> nn.Module:
     if device.type == "cuda":  # convolutions that give the same bits each time
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.benchmark = False
-    return model.to(device=device, memory_format=_LAYOUT)  # type: ignore[call-overload, no-any-return]
+    return model.to(device=device, memory_format=LAYOUT)  # type: ignore[call-overload, no-any-return]

@@ -18,7 +18,14 @@ STRATEGY_LAYERS = [
 APP_LAYERS = [
     {"models"},
     {"config", "startup"},
-    {"optim", "data.augment", "data.partition", "data.cache", "data.synthetic"},
+    {
+        "optim",
+        "batches",
+        "data.augment",
+        "data.partition",
+        "data.cache",
+        "data.synthetic",
+    },
     {"task", "data.decoding", "provenance", "plots"},
     {"data.reading", "artifacts"},
     {"data.datasets", "callbacks", "environment"},
@@ -86,7 +93,7 @@ def test_strategies_know_nothing_of_the_app() -> None:
         assert not any(name.startswith("fl_app") for name in imports(path, typing=True))
 
 
-@pytest.mark.parametrize("module", ["task", "optim", "models", "plots"])
+@pytest.mark.parametrize("module", ["task", "optim", "batches", "models", "plots"])
 def test_torch_and_plots_know_nothing_of_flower(module: str) -> None:
     names = imports(PROJECT / "fl_app" / f"{module}.py", typing=True)
     assert not any(name.split(".")[0] == "flwr" for name in names)

@@ -1,0 +1,89 @@
+"""Examples in memory, and their way into a model: shuffled, augmented, normalised.
+
+A batch is gathered and changed as a whole; there is no data loader.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+LAYOUT = torch.channels_last
+"""How images and models lie in memory: what convolutions are fastest with."""
+
+_NORMALISED_AT_ONCE = 2**24  # values (64 MiB): clients up to that are, unless augmented
+
+Augment = Callable[[Tensor, torch.Generator], Tensor]
+"""Changes a float batch (B, C, H, W) in [0, 255], each image by its own draw."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Images (N, C, H, W), uint8 or float32, and labels (N,) int64, in memory."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Mean and standard deviation per channel, of pixels divided by `full_scale`."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    full_scale: float = 255.0
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Return float32 (B, C, H, W) with zero mean and unit variance."""
+        shift, factor = _affine(self, pixels.device)
+        return (pixels - shift) * factor
+
+
+@lru_cache(maxsize=16)  # made once, not at every step
+def _affine(of: Normalisation, device: torch.device) -> tuple[Tensor, Tensor]:
+    shift, scale = (
+        torch.tensor(values, device=device).view(-1, 1, 1) * of.full_scale
+        for values in (of.mean, of.std)
+    )
+    return shift, 1 / scale
+
+
+class Batches:
+    """A client's examples as batches on the device, shuffled anew for each epoch."""
+
+    def __init__(
+        self,
+        examples: Examples,
+        normalise: Normalisation,
+        augment: Augment | None,
+        draws: torch.Generator,
+        device: torch.device,
+    ) -> None:
+        self._images = examples.images
+        self._labels = examples.labels.to(device)
+        self._normalise = normalise
+        self._augment = augment
+        self._draws = draws
+        self._device = device
+        small = examples.images.numel() <= _NORMALISED_AT_ONCE
+        self._ready = augment is None and small
+        if self._ready:
+            self._images = normalise(self._images.to(device, torch.float32))
+
+    def epoch(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield inputs (B, C, H, W) float32 and targets (B,); the last may be fewer."""
+        order = torch.randperm(len(self._labels), generator=self._draws)
+        for chosen in torch.split(order, batch_size):
+            inputs = self._images.index_select(0, chosen.to(self._images.device))
+            if not self._ready:
+                pixels = inputs.to(self._device, torch.float32)
+                if self._augment is not None:
+                    pixels = self._augment(pixels, self._draws)
+                inputs = self._normalise(pixels)
+            targets = self._labels.index_select(0, chosen.to(self._device))
+            yield inputs.contiguous(memory_format=LAYOUT), targets
