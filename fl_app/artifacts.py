@@ -77,7 +77,8 @@ class RunFolder:
 
     def write_metrics(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write metrics.jsonl anew: one line a round, from round 0."""
-        self._write_bytes(METRICS, "".join(map(_line, rows)).encode())
+        text = "".join(map(_line, rows))
+        write_atomically(self.path / METRICS, text.encode(), durable=False)
 
     def append_clients(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Add lines to clients.jsonl: one per client and round."""
@@ -150,14 +151,15 @@ class RunFolder:
         write_atomically(self.path / name, content)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write the file in full and on disk before it takes its place."""
+def write_atomically(path: Path, content: bytes, *, durable: bool = True) -> None:
+    """Write the file in full, and if `durable` on disk, before it takes its place."""
     handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         os.chmod(draft, 0o644)
         os.replace(draft, path)
     except BaseException:

@@ -116,7 +116,8 @@ def train(
         FloatingPointError: the loss is not finite.
     """
     device = next(model.parameters()).device
-    step = _optimizer(model, options)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    step = _optimizer(parameters, options)
     total = torch.zeros((), dtype=torch.float64, device=device)
     arithmetic = _arithmetic(options.precision, device)
     model.train()
@@ -124,7 +125,8 @@ def train(
         batches = Batches(examples, normalise, augment, draws, device)
         for _ in range(options.local_epochs):
             for inputs, targets in batches.epoch(options.batch_size):
-                model.zero_grad(set_to_none=True)
+                for parameter in parameters:
+                    parameter.grad = None
                 with arithmetic:
                     loss = F.cross_entropy(model(inputs), targets)
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -148,8 +150,7 @@ def _arithmetic(precision: str, device: torch.device) -> AbstractContextManager[
     return nullcontext()
 
 
-def _optimizer(model: nn.Module, options: TrainOptions) -> optim.Step:
-    parameters = [p for p in model.parameters() if p.requires_grad]
+def _optimizer(parameters: list[nn.Parameter], options: TrainOptions) -> optim.Step:
     if options.optimizer == "adam":
         return optim.adam(
             parameters,

@@ -17,6 +17,7 @@ from strategies import wire
 from strategies.randomness import keyed_generator
 
 _PULLED = 4  # replies pulled at once: each may be as large as the model
+_PATIENCE = 0.03  # share of the time waited so far that a reply may lie unnoticed
 
 log = logging.getLogger("flwr.fl_app")
 
@@ -139,8 +140,8 @@ class Federation:
                 waiting[sent[0]] = node
             else:
                 yield Reply(node, None, "the message was refused by the SuperLink")
-        deadline, pause = time.monotonic() + timeout, 0.01
-        while waiting and time.monotonic() < deadline:
+        start = time.monotonic()
+        while waiting and (passed := time.monotonic() - start) < timeout:
             found = False
             for message in self._ready(list(waiting)):
                 found = True
@@ -149,9 +150,8 @@ class Federation:
                     yield Reply(node, None, message.error.reason or "unknown error")
                 else:
                     yield Reply(node, message.content)
-            pause = 0.01 if found else min(pause * 1.3, 0.2)
             if waiting and not found:
-                time.sleep(pause)
+                time.sleep(min(max(0.01, passed * _PATIENCE), 0.2))
         for node in waiting.values():
             yield Reply(node, None, f"no reply within {timeout:g} seconds")
 
