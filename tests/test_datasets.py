@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from fl_app.config import ConfigError
-from fl_app.data import cache, datasets
+from fl_app.data import cache, datasets, reading
 from tests.conftest import SHARED_DATA, make_config
 
 
@@ -314,3 +314,14 @@ def test_a_cache_that_cannot_be_made_is_an_error(
     monkeypatch.setenv(cache.CACHE_VARIABLE, "/proc/nope")
     with pytest.raises(ConfigError, match="give another folder with FL_APP_CACHE"):
         datasets.load(make_config())
+
+
+def test_the_hubs_reader_reads_what_flwr_datasets_hands_over(tmp_path: Path) -> None:
+    # flwr_datasets takes a folder in the place of an owner/name: no network is needed.
+    write_parquet(tmp_path / "pets", "train", [0, 1, 1, 0])
+    write_parquet(tmp_path / "pets", "test", [1])
+    arrays, described = reading.read_hub(str(tmp_path / "pets"), "owner/pets")
+    assert arrays["train-labels"].tolist() == [0, 1, 1, 0]
+    assert arrays["train-images"][:, 0, 0, 0].tolist() == [0, 10, 10, 0]
+    assert arrays["test-labels"].tolist() == [1]
+    assert described["class-names"] == ["cat", "dog"]
