@@ -183,7 +183,7 @@ class FedAvg:
         train: list[int],
         evaluate: list[int],
     ) -> dict[int, RecordDict]:
-        """Return one message content per node; nothing of it is shared or mutated."""
+        """Return one message content per node; the model's record is one for all."""
         model = wire.pack(arrays)
         chosen, validating = set(train), set(evaluate)
         contents = {}

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.app import Context, RecordDict
+from flwr.app import Context, Message, RecordDict
 from PIL import Image
 
 from fl_app import client_app, plots, server_app, task
@@ -310,11 +310,32 @@ def test_a_picture_that_fails_does_not_end_a_run(
 
 
 def test_messages_are_not_mutated(tmp_path: Path) -> None:
-    options = default_options() | QUICK | {"num-server-rounds": 1}
+    """Neither half writes into what it was handed, or into what it has sent."""
+    options = default_options() | QUICK | {"strategy": "fedprox"}
     options |= {"results-dir": str(tmp_path), "run-name": "run"}
     before = dict(options)
-    grid = LocalGrid({1: app_node(client_app.app, options)})
+    work, taken = app_node(client_app.app, options), []
+
+    def node(message: Message) -> Message | None:
+        taken.append((message.content, snapshot(message.content)))
+        return work(message)
+
+    grid = LocalGrid({1: node, 2: node})
     server_app.app(grid, Context(1, 1, {}, RecordDict(), options))
     assert options == before
-    sent = [m.content for m in grid.sent if m.metadata.message_type == "train"]
-    assert [int(c.config_records["task"]["round"]) for c in sent] == [1]  # type: ignore[arg-type]
+    assert len(taken) == 2 + 3 * 2 + 2  # the query, three rounds, the last validation
+    for content, as_it_came in taken:
+        assert snapshot(content) == as_it_came
+
+
+def snapshot(content: RecordDict) -> dict[str, Any]:
+    """Return all values of a message, arrays as their bytes."""
+    return {
+        name: {
+            key: list(value)
+            if isinstance(value, list)
+            else getattr(value, "data", value)
+            for key, value in record.items()
+        }
+        for name, record in content.items()
+    }
