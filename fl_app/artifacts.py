@@ -114,6 +114,10 @@ class RunFolder:
         described = {"type": type(error).__name__, "message": str(error)}
         self._write_json(ERROR, described)
 
+    def config(self) -> dict[str, Any] | None:
+        """Return config.json: options and origin; None where there is none."""
+        return self._read_json(CONFIG)
+
     def metrics(self) -> list[dict[str, Any]]:
         """Return the rounds so far; none before round 0 was evaluated."""
         return self._read_lines(METRICS)

@@ -78,12 +78,19 @@ class Batches:
     def epoch(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield inputs (B, C, H, W) float32 and targets (B,); the last may be fewer."""
         order = torch.randperm(len(self._labels), generator=self._draws)
+        labels = self._labels.index_select(0, order.to(self._device))
+        inputs = self._inputs(order, batch_size)
+        yield from zip(inputs, torch.split(labels, batch_size), strict=True)
+
+    def _inputs(self, order: Tensor, batch_size: int) -> Iterator[Tensor]:
+        if self._ready:  # one gather for the epoch; its batches are views
+            images = self._images.index_select(0, order.to(self._device))
+            images = images.contiguous(memory_format=LAYOUT)
+            yield from torch.split(images, batch_size)
+            return
         for chosen in torch.split(order, batch_size):
-            inputs = self._images.index_select(0, chosen.to(self._images.device))
-            if not self._ready:
-                pixels = inputs.to(self._device, torch.float32)
-                if self._augment is not None:
-                    pixels = self._augment(pixels, self._draws)
-                inputs = self._normalise(pixels)
-            targets = self._labels.index_select(0, chosen.to(self._device))
-            yield inputs.contiguous(memory_format=LAYOUT), targets
+            images = self._images.index_select(0, chosen.to(self._images.device))
+            pixels = images.to(self._device, torch.float32)
+            if self._augment is not None:
+                pixels = self._augment(pixels, self._draws)
+            yield self._normalise(pixels).contiguous(memory_format=LAYOUT)

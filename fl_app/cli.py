@@ -67,6 +67,25 @@ def run(
 
 
 @cli.command()
+def compare(
+    runs: Annotated[
+        list[str], typer.Argument(help="Folders of runs, or their names in results/.")
+    ],
+    tail: Annotated[
+        int, typer.Option(min=0, help="Average also over so many last rounds.")
+    ] = 0,
+    output: Annotated[
+        str, typer.Option(help="Folder for comparison.md and comparison.png.")
+    ] = "results/comparison",
+) -> None:
+    """Put finished runs side by side: mean and deviation over seeds, one picture."""
+    from fl_app import comparing
+
+    folder = comparing.write(console, runs, tail, output)
+    console.print(f"written to {folder}", soft_wrap=True, markup=False)
+
+
+@cli.command()
 def doctor(run_config: RunConfigArguments = None) -> None:
     """Say what is wrong with the set-up: versions, cores, data, ports, folders."""
     from fl_app import doctor as examination

@@ -44,7 +44,7 @@ def cnn(input_shape: Shape, num_classes: int) -> "nn.Module":
         *(nn.Conv2d(input_shape[0], 32, 5, padding=2), nn.ReLU(), _halve()),
         *(nn.Conv2d(32, 64, 5, padding=2), nn.ReLU(), _halve()),
         nn.Flatten(),
-        *(nn.Linear(64 * _quarter_area(input_shape), 512), nn.ReLU()),
+        *(nn.Linear(64 * _area(input_shape, halved=2), 512), nn.ReLU()),
         nn.Linear(512, num_classes),
     )
 
@@ -59,7 +59,7 @@ def improved_cnn(input_shape: Shape, num_classes: int) -> "nn.Module":
         nn.Conv2d(32, 64, 3, padding=1, bias=False),
         *(nn.BatchNorm2d(64), nn.ReLU(), _halve()),
         nn.Flatten(),
-        *(nn.Linear(64 * _quarter_area(input_shape), 128), nn.ReLU()),
+        *(nn.Linear(64 * _area(input_shape, halved=2), 128), nn.ReLU()),
         nn.Dropout(0.5),
         nn.Linear(128, num_classes),
     )
@@ -94,45 +94,53 @@ def _lenet_side(side: int) -> int:
 
 
 def resnet(input_shape: Shape, num_classes: int) -> "nn.Module":
-    """A small residual network with group normalisation (no statistics to average).
+    """A small residual network; 726,218 parameters on (3, 32, 32), 10 classes.
 
-    After He et al. 2016, arXiv:1512.03385: 3x3 convolutions of 32, 64, 128 and 256
-    channels, residual blocks at 64 and 256, global average pooling. At first each
-    residual branch (Goyal et al. 2017, arXiv:1706.02677) and the last layer give 0.
+    3x3 convolutions of 32, 64 and 128 channels, halved after each stage, residual
+    blocks at 64 and 128, a hidden layer of 128. Group normalisation (Wu and He 2018,
+    arXiv:1803.08494: no statistics to average) stands at the head of the residual
+    branches alone: on the main path it slows the first epochs down, and what a client
+    has is few epochs on few examples.
     """
     from torch import nn
 
-    last = nn.Linear(256, num_classes)
-    nn.init.zeros_(last.weight)
     return nn.Sequential(
-        *_convolve(input_shape[0], 32),
-        *(*_convolve(32, 64), _halve(), _residual(64)),
-        *(*_convolve(64, 128), _halve()),
-        *(*_convolve(128, 256), _halve(), _residual(256)),
-        *(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
-        last,
+        *(_convolution(input_shape[0], 32), nn.ReLU(), _halve()),
+        *(_convolution(32, 64), nn.ReLU(), _residual(64), _halve()),
+        *(_convolution(64, 128), nn.ReLU(), _residual(128), _halve()),
+        nn.Flatten(),
+        *(nn.Linear(128 * _area(input_shape, halved=3), 128), nn.ReLU()),
+        nn.Linear(128, num_classes),
     )
 
 
-def _convolve(inputs: int, outputs: int) -> tuple["nn.Module", ...]:
+def _convolution(inputs: int, outputs: int) -> "nn.Conv2d":
     from torch import nn
 
-    convolution = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+    convolution = nn.Conv2d(inputs, outputs, 3, padding=1)
     nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
-    return convolution, nn.GroupNorm(outputs // 16, outputs), nn.ReLU()
+    nn.init.zeros_(convolution.bias)  # type: ignore[arg-type]
+    return convolution
 
 
 def _residual(channels: int) -> "nn.Module":
-    """Two convolutions beside an identity."""
+    """An identity and beside it normalisation and two convolutions.
+
+    After He et al. 2016, arXiv:1603.05027 (the main path is left as it is). The branch
+    gives 0 at first (Goyal et al. 2017, arXiv:1706.02677).
+    """
     from torch import nn
 
     class Residual(nn.Sequential):
         def forward(self, x: "Tensor") -> "Tensor":
             return x + super().forward(x)  # type: ignore[no-any-return, no-untyped-call]
 
-    convolution, norm, relu = _convolve(channels, channels)
-    nn.init.zeros_(norm.weight)  # type: ignore[arg-type]
-    return Residual(*_convolve(channels, channels), convolution, norm, relu)
+    last = _convolution(channels, channels)
+    nn.init.zeros_(last.weight)
+    return Residual(
+        nn.GroupNorm(channels // 16, channels),
+        *(_convolution(channels, channels), nn.ReLU(), last),
+    )
 
 
 def _size(shape: Shape) -> int:
@@ -147,9 +155,10 @@ def _halve() -> "nn.Module":
     return nn.MaxPool2d(2, ceil_mode=True)
 
 
-def _quarter_area(shape: Shape) -> int:
-    """Pixels left of each channel after `_halve` was applied twice."""
-    return ceil(ceil(shape[1] / 2) / 2) * ceil(ceil(shape[2] / 2) / 2)
+def _area(shape: Shape, halved: int) -> int:
+    """Pixels left of each channel after `_halve` was applied so many times."""
+    side = 1 << halved
+    return ceil(shape[1] / side) * ceil(shape[2] / side)
 
 
 MODELS: dict[str, Callable[[Shape, int], "nn.Module"]] = {

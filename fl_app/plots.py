@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,8 @@ _STYLES: dict[str, dict[str, Any]] = {
     "server": {"color": BLUE, "linestyle": "-"},
     "clients": {"color": ORANGE, "linestyle": "--"},
 }
+_METHODS = [BLUE, ORANGE, "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"]
+_LINES = ["-", "--", "-.", ":"]
 _GRID: dict[str, Any] = {"color": "#d9d9d9", "linewidth": 0.6}
 _MAX_BARS = 40
 """Clients up to which each gets a bar of its own in the partition picture."""
@@ -157,6 +160,61 @@ def _class_colours(number: int) -> Any:
     if number <= 10:
         return colormaps["tab10"](np.arange(number))
     return colormaps["turbo"](np.linspace(0.05, 0.95, number))
+
+
+@dataclass(frozen=True)
+class Band:
+    """A metric over rounds: mean over seeds, and deviation (None for one seed)."""
+
+    label: str
+    rounds: Sequence[int]
+    means: Sequence[float]
+    deviations: Sequence[float | None]
+
+
+def comparison(
+    accuracy: Sequence[Band], loss: Sequence[Band], title: str, loss_of: str
+) -> bytes:
+    """Return a PNG: a line and a band (one standard deviation) per method.
+
+    Args:
+        accuracy: test accuracy of each method.
+        loss: a loss of each method.
+        title: what the picture is of.
+        loss_of: what the loss is measured on.
+    """
+    figure = _figure(9.6, 4.4)
+    panels = figure.subplots(1, 2)
+    for axes, bands in zip(panels, (accuracy, loss), strict=True):
+        for i, band in enumerate(bands):
+            _band(axes, band, _METHODS[i % len(_METHODS)], _LINES[i % len(_LINES)])
+        axes.set_xlabel("round")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.margins(x=0)
+        axes.grid(**_GRID)
+    panels[0].set(title="Test accuracy", ylabel="fraction of images classified right")
+    panels[1].set(title=f"Loss, {loss_of}", ylabel="cross-entropy per image (nats)")
+    panels[1].set_ylim(bottom=0)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(
+        handles,
+        labels,
+        loc="outside lower center",
+        frameon=False,
+        ncols=min(3, len(labels)),
+    )
+    figure.suptitle(title)
+    return _png(figure)
+
+
+def _band(axes: "Axes", band: Band, colour: str, line: str) -> None:
+    means = np.array(band.means)
+    label = band.label.replace("$", r"\$")
+    axes.plot(band.rounds, means, color=colour, linestyle=line, label=label, lw=1.4)
+    around = np.array([deviation or 0.0 for deviation in band.deviations])
+    axes.fill_between(
+        band.rounds, means - around, means + around, color=colour, alpha=0.2, lw=0
+    )
 
 
 def _figure(width: float, height: float) -> "Figure":

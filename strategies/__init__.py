@@ -50,13 +50,15 @@ def build(
         TypeError: an own option is unknown, or one is missing.
         ValueError: the constructor refuses a value.
     """
-    strategy = load(name)
-    parameters = {
-        parameter
-        for base in strategy.__mro__[:-1]
+    known = options_of(name)
+    chosen = {k: v for k, v in options.items() if k in known} | dict(own_options)
+    return load(name)(**{k.replace("-", "_"): v for k, v in chosen.items()})
+
+
+def options_of(name: str) -> set[str]:
+    """Return the options, kebab-case, that a strategy's constructors name."""
+    return {
+        parameter.replace("_", "-")
+        for base in load(name).__mro__[:-1]
         for parameter in inspect.signature(base).parameters
     }
-    chosen = {k.replace("-", "_"): v for k, v in options.items()}
-    shared = {k: v for k, v in chosen.items() if k in parameters}
-    own = {k.replace("-", "_"): v for k, v in own_options.items()}
-    return strategy(**{**shared, **own})

@@ -23,6 +23,7 @@ APP_LAYERS = [
     {
         "optim",
         "batches",
+        "gradients",
         "data.augment",
         "data.partition",
         "data.cache",
@@ -30,6 +31,9 @@ APP_LAYERS = [
     },
     {"task", "data.decoding", "provenance", "plots"},
     {"data.reading", "artifacts"},
+    {"comparison"},
+    {"tables"},
+    {"comparing"},
     {"data.datasets", "callbacks", "environment"},
     {"client_app", "server_app", "following", "submission"},
     {"simulation", "doctor"},
@@ -95,7 +99,9 @@ def test_strategies_know_nothing_of_the_app() -> None:
         assert not any(name.startswith("fl_app") for name in imports(path, typing=True))
 
 
-@pytest.mark.parametrize("module", ["task", "optim", "batches", "models", "plots"])
+@pytest.mark.parametrize(
+    "module", ["task", "optim", "batches", "gradients", "models", "plots"]
+)
 def test_torch_and_plots_know_nothing_of_flower(module: str) -> None:
     names = imports(PROJECT / "fl_app" / f"{module}.py", typing=True)
     assert not any(name.split(".")[0] == "flwr" for name in names)

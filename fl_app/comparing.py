@@ -1,0 +1,77 @@
+"""The command that compares runs: reads them, prints the table, writes the files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from fl_app import comparison, plots, tables
+from fl_app.artifacts import write_atomically
+from fl_app.comparison import Method
+from fl_app.config import ConfigError, project_path
+
+
+def write(console: Console, names: Sequence[str], tail: int, output: str) -> Path:
+    """Print the comparison of finished runs and write it; return its folder.
+
+    Raises:
+        ConfigError: a name is not of a finished run, or nothing can be written.
+    """
+    runs = comparison.read([_folder(name) for name in names])
+    methods = comparison.group(runs)
+    if len(runs) < len(names):
+        again = len(names) - len(runs)
+        console.print(f"left out, the same options and seed again: {again}")
+    _print(console, methods, tail)
+    folder = project_path(output, "--output")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        text = tables.markdown(methods, tail)
+        write_atomically(folder / "comparison.md", text.encode())
+        write_atomically(folder / "comparison.png", picture(methods))
+    except OSError as error:
+        raise ConfigError(f"--output {output!r} cannot be written: {error}") from error
+    return folder
+
+
+def _folder(name: str) -> Path:
+    """A path as typed from here, or else a run's name in results/."""
+    here = Path(name).expanduser().absolute()
+    return here if here.is_dir() else project_path("results", "results-dir") / name
+
+
+def _print(console: Console, methods: Sequence[Method], tail: int) -> None:
+    header, rows = tables.table(methods, tail)
+    table = Table(*header)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    for line in tables.difference_lines(methods):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def picture(methods: Sequence[Method]) -> bytes:
+    """Return a PNG: test accuracy and loss, mean and band over the seeds."""
+    on_test = all(method.curve("test_loss")[0] for method in methods)
+    loss = "test_loss" if on_test else "train_loss"
+    options = methods[0].runs[0].options
+    title = f"{Path(options['dataset']).name}, {options['model']}"
+    return plots.comparison(
+        _bands(methods, "test_accuracy"),
+        _bands(methods, loss),
+        title,
+        loss_of="test images" if on_test else "training (clients)",
+    )
+
+
+def _bands(methods: Sequence[Method], key: str) -> list[plots.Band]:
+    bands = []
+    for method in methods:
+        rounds, figures = method.curve(key)
+        number = len(method.runs)
+        label = f"{method.label} ({number} seed{'s' if number > 1 else ''})"
+        means = [figure.mean for figure in figures]
+        deviations = [figure.deviation for figure in figures]
+        bands.append(plots.Band(label, rounds, means, deviations))
+    return bands

@@ -1,0 +1,214 @@
+"""Finished runs side by side: runs alike but for the seed are one method.
+
+A figure of a method is the mean over its seeds with the sample standard deviation; the
+difference of two methods is taken seed by seed, since the same seed gives both the same
+split, cohorts and initial model.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import strategies
+from fl_app.artifacts import RunFolder
+from fl_app.config import ConfigError
+
+_CIRCUMSTANCES = {
+    *("seed", "run-name", "results-dir", "data-dir", "num-threads"),
+    *("min-nodes", "node-timeout", "round-timeout"),
+}
+"""Options that say how or where a run was made, not what it computes."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A mean over seeds; the sample standard deviation is None for a single one."""
+
+    mean: float
+    deviation: float | None
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Figure":
+        """Return mean and deviation of one or more values."""
+        return cls(fmean(values), stdev(values) if len(values) > 1 else None)
+
+    def text(self, digits: int) -> str:
+        """Return it for a reader, as in "0.9123 ± 0.0021"."""
+        mean = f"{self.mean:.{digits}f}"
+        if self.deviation is None:
+            return mean
+        return f"{mean} ± {self.deviation:.{digits}f}"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run, as its folder tells."""
+
+    name: str
+    options: dict[str, Any]
+    rows: list[dict[str, Any]]
+    summary: dict[str, Any]
+
+    @classmethod
+    def read(cls, path: Path) -> "Run":
+        """Read a run's folder.
+
+        Raises:
+            ConfigError: there is none, or the run did not finish.
+        """
+        folder = RunFolder(path)
+        config = folder.config()
+        if config is None:
+            raise ConfigError(
+                f"{path} is not the folder of a run (it has no config.json): name "
+                "folders in results/"
+            )
+        summary = folder.summary()
+        if summary is None:
+            raise ConfigError(
+                f"run {path.name} did not finish (it has no summary.json): leave it "
+                "out, or train it again"
+            )
+        return cls(path.name, config["options"], folder.metrics(), summary)
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return int(self.options["seed"])
+
+    @cached_property
+    def method(self) -> dict[str, Any]:
+        """The options that decide what was computed, the seed aside."""
+        own = strategies.options_of(self.options["strategy"])
+        others = {
+            name
+            for strategy in strategies.available()
+            for name in strategies.options_of(strategy)
+        } - own
+        return {
+            key: value
+            for key, value in self.options.items()
+            if key not in _CIRCUMSTANCES and key not in others
+        }
+
+    def column(self, key: str) -> dict[int, float]:
+        """Return a metric by round, where it was measured."""
+        return {r["round"]: r[key] for r in self.rows if r.get(key) is not None}
+
+    def tail(self, key: str, rounds: int) -> list[float]:
+        """Return the metric's values of the last so many rounds."""
+        first = int(self.summary["rounds"]) - rounds + 1
+        return [value for round, value in self.column(key).items() if round >= first]
+
+
+@dataclass(frozen=True)
+class Method:
+    """Runs that differ in the seed alone, sorted by it."""
+
+    label: str
+    runs: list[Run]
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds, ascending."""
+        return [run.seed for run in self.runs]
+
+    def final(self, key: str) -> Figure:
+        """Return a value of summary.json over the seeds."""
+        return Figure.of([float(run.summary[key]) for run in self.runs])
+
+    def curve(self, key: str) -> tuple[list[int], list[Figure]]:
+        """Return the rounds in which every run has the metric, and its figures."""
+        columns = [run.column(key) for run in self.runs]
+        rounds = sorted(set.intersection(*(set(column) for column in columns)))
+        return rounds, [Figure.of([c[r] for c in columns]) for r in rounds]
+
+    def tail_mean(self, key: str, rounds: int) -> Figure | None:
+        """Return the metric's mean over the last rounds."""
+        tails = [run.tail(key, rounds) for run in self.runs]
+        return Figure.of([fmean(t) for t in tails]) if all(tails) else None
+
+    def tail_deviation(self, key: str, rounds: int) -> Figure | None:
+        """Return the metric's deviation from round to round over the last rounds."""
+        tails = [run.tail(key, rounds) for run in self.runs]
+        enough = all(len(tail) > 1 for tail in tails)
+        return Figure.of([stdev(tail) for tail in tails]) if enough else None
+
+
+def read(paths: Iterable[Path]) -> list[Run]:
+    """Read runs; of those that compute the same thing, the first.
+
+    Raises:
+        ConfigError: a folder is not of a finished run.
+    """
+    runs: list[Run] = []
+    for path in paths:
+        run = Run.read(path)
+        if not any(r.seed == run.seed and r.method == run.method for r in runs):
+            runs.append(run)
+    return runs
+
+
+def group(runs: Sequence[Run]) -> list[Method]:
+    """Return the methods in order of appearance, named by what tells them apart."""
+    groups: list[list[Run]] = []
+    for run in runs:
+        alike = next((g for g in groups if g[0].method == run.method), None)
+        if alike is None:
+            groups.append([run])
+        else:
+            alike.append(run)
+    labels = _labels([g[0].method for g in groups])
+    return [
+        Method(label, sorted(g, key=lambda run: run.seed))
+        for label, g in zip(labels, groups, strict=True)
+    ]
+
+
+def _labels(methods: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Name each by the options in which they differ; the strategy always leads."""
+    keys = list(dict.fromkeys(key for method in methods for key in method))
+    absent = object()
+    differing = [
+        key
+        for key in keys
+        if key != "strategy"
+        and any(m.get(key, absent) != methods[0].get(key, absent) for m in methods)
+    ]
+    return [
+        " ".join(
+            [
+                str(method["strategy"]),
+                *(f"{k}={_value(method[k])}" for k in differing if k in method),
+            ]
+        )
+        for method in methods
+    ]
+
+
+def _value(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def differences(methods: Sequence[Method]) -> list[tuple[str, Figure, list[int]]]:
+    """Return final test accuracy against the first method's, for the seeds of both.
+
+    Each is a label, the mean of the paired differences with their deviation, and the
+    seeds; a method that shares no seed with the first is left out.
+    """
+    first, *others = methods
+    base = {run.seed: run.summary["final_test_accuracy"] for run in first.runs}
+    found = []
+    for method in others:
+        pairs = {
+            run.seed: run.summary["final_test_accuracy"] - base[run.seed]
+            for run in method.runs
+            if run.seed in base
+        }
+        if pairs:
+            label = f"{method.label} - {first.label}"
+            found.append((label, Figure.of(list(pairs.values())), list(pairs)))
+    return found
