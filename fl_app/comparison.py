@@ -169,8 +169,9 @@ def group(runs: Sequence[Run]) -> list[Method]:
 
 
 def _labels(methods: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Name each by the options in which they differ; the strategy always leads."""
+    """Name each by strategy, that strategy's own options, and others that differ."""
     keys = list(dict.fromkeys(key for method in methods for key in method))
+    keys.sort(key=lambda key: all(key in method for method in methods))
     absent = object()
     differing = [
         key

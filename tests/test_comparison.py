@@ -1,0 +1,189 @@
+"""Runs side by side, on folders written by hand; all figures are computed by hand."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from fl_app import comparing, comparison, tables
+from fl_app.artifacts import RunFolder
+from fl_app.comparison import Figure
+from fl_app.config import ConfigError
+from tests.conftest import make_config
+
+
+def write(
+    results: Path, accuracies: list[float], *, finished: bool = True, **options: Any
+) -> Path:
+    """Write the folder of a run with those test accuracies from round 0."""
+    name = options.pop("run_name", f"run-{len(list(results.iterdir()))}")
+    config = make_config(results_dir=str(results), run_name=name, **options)
+    folder = RunFolder.create(config)
+    folder.write_metrics(
+        {
+            "round": i,
+            "test_accuracy": accuracy,
+            "test_loss": 1 - accuracy,
+            "train_loss": None if i == 0 else 2 * (1 - accuracy),
+            "upload_bytes": None if i == 0 else 1_500_000,
+            "download_bytes": None if i == 0 else 500_000,
+        }
+        for i, accuracy in enumerate(accuracies)
+    )
+    if finished:
+        folder.write_summary(
+            {
+                "final_test_accuracy": accuracies[-1],
+                "final_test_loss": 1 - accuracies[-1],
+                "rounds": len(accuracies) - 1,
+                "total_seconds": 10.0,
+            }
+        )
+    return folder.path
+
+
+def methods(*paths: Path) -> list[comparison.Method]:
+    return comparison.group(comparison.read(paths))
+
+
+def test_runs_alike_but_for_the_seed_are_one_method(tmp_path: Path) -> None:
+    (method,) = methods(
+        write(tmp_path, [0.1, 0.5, 0.7], seed=2),
+        write(tmp_path, [0.3, 0.5, 0.9], seed=1, num_threads=2),
+    )
+    assert method.label == "fedavg"
+    assert method.seeds == [1, 2]
+    final = method.final("final_test_accuracy")
+    assert final.mean == pytest.approx(0.8)
+    assert final.deviation == pytest.approx(0.2 / 2**0.5)  # sample: divided by n - 1
+    rounds, figures = method.curve("test_accuracy")
+    assert rounds == [0, 1, 2]
+    assert [f.mean for f in figures] == pytest.approx([0.2, 0.5, 0.8])
+    assert figures[1].deviation == 0
+
+
+def test_methods_are_named_by_what_tells_them_apart(tmp_path: Path) -> None:
+    found = methods(
+        write(tmp_path, [0.1, 0.2]),
+        write(tmp_path, [0.1, 0.2], strategy="fedprox", proximal_mu=1.0),
+        write(tmp_path, [0.1, 0.2], strategy="fedprox", proximal_mu=0.01),
+        write(tmp_path, [0.1, 0.2], local_epochs=9),
+    )
+    assert [method.label for method in found] == [
+        "fedavg local-epochs=3",
+        "fedprox proximal-mu=1 local-epochs=3",
+        "fedprox proximal-mu=0.01 local-epochs=3",
+        "fedavg local-epochs=9",
+    ]
+
+
+def test_an_option_of_another_strategy_makes_no_difference(tmp_path: Path) -> None:
+    found = methods(
+        write(tmp_path, [0.1, 0.2], seed=0, proximal_mu=1.0),
+        write(tmp_path, [0.1, 0.2], seed=1, proximal_mu=0.5),
+    )
+    assert [method.seeds for method in found] == [[0, 1]]
+
+
+def test_the_same_run_again_counts_once(tmp_path: Path) -> None:
+    first = write(tmp_path, [0.1, 0.2])
+    again = write(tmp_path, [0.1, 0.2], run_name="again")
+    (method,) = methods(first, again, first)
+    assert [run.name for run in method.runs] == [first.name]
+
+
+def test_a_difference_is_taken_seed_by_seed(tmp_path: Path) -> None:
+    fedavg = [write(tmp_path, [0, a], seed=s) for s, a in enumerate((0.5, 0.7, 0.9))]
+    prox = [
+        write(tmp_path, [0, a], seed=s, strategy="fedprox")
+        for s, a in enumerate((0.6, 0.8, 0.9))
+    ]
+    alone = write(tmp_path, [0, 0.9], seed=9, local_epochs=9)
+    ((label, difference, seeds),) = comparison.differences(
+        methods(*fedavg, *prox, alone)
+    )
+    assert label == "fedprox proximal-mu=0.1 local-epochs=3 - fedavg local-epochs=3"
+    assert difference.mean == pytest.approx(0.2 / 3)
+    assert difference.deviation == pytest.approx((0.02 / 3 / 2) ** 0.5)
+    assert seeds == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("difference", "said"),
+    [
+        (Figure(0.02, 0.01), "exceeds its deviation"),
+        (Figure(-0.02, 0.01), "exceeds its deviation"),
+        (Figure(0.01, 0.02), "within its deviation: no difference shown"),
+        (Figure(0.0, 0.0), "within its deviation: no difference shown"),
+        (Figure(0.5, None), "one seed: says nothing of chance"),
+    ],
+)
+def test_only_what_exceeds_its_deviation_is_a_difference(
+    difference: Figure, said: str
+) -> None:
+    assert tables.verdict(difference) == said
+
+
+def test_the_tail_is_the_last_rounds(tmp_path: Path) -> None:
+    (method,) = methods(
+        write(tmp_path, [0.9, 0.1, 0.4, 0.6], seed=0),
+        write(tmp_path, [0.9, 0.1, 0.5, 0.9], seed=1),
+    )
+    mean = method.tail_mean("test_accuracy", 2)
+    by_round = method.tail_deviation("test_accuracy", 2)
+    assert mean is not None
+    assert by_round is not None
+    assert mean.mean == pytest.approx((0.5 + 0.7) / 2)
+    assert by_round.mean == pytest.approx((0.2 / 2**0.5 + 0.4 / 2**0.5) / 2)
+    assert method.tail_deviation("test_accuracy", 1) is None
+
+
+def test_rounds_that_a_run_did_not_measure_are_left_out(tmp_path: Path) -> None:
+    sparse = write(tmp_path, [0.1, 0.2, 0.3], seed=1)
+    metrics = sparse / "metrics.jsonl"
+    lines = metrics.read_text().splitlines(keepends=True)
+    metrics.write_text("".join([lines[0], lines[2]]))
+    (method,) = methods(write(tmp_path, [0.1, 0.2, 0.3], seed=0), sparse)
+    assert method.curve("test_accuracy")[0] == [0, 2]
+
+
+def test_the_command_prints_and_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = tmp_path / "results"
+    results.mkdir()
+    monkeypatch.setenv("FL_APP_PROJECT", str(tmp_path))
+    names = [
+        write(results, [0.1, 0.5 + s / 10], seed=s, strategy=strategy).name
+        for strategy in ("fedavg", "fedprox")
+        for s in range(3)
+    ]
+    console = Console(file=io.StringIO(), width=200)
+    folder = comparing.write(console, [*names, names[0]], 1, "out")
+    assert folder == tmp_path / "out"
+    text = (folder / "comparison.md").read_text()
+    assert (
+        "| fedavg | 0 1 2 | 1 | 0.6000 ± 0.1000 | 0.4000 ± 0.1000 | 10 | 1.5 |" in text
+    )
+    assert "| fedprox proximal-mu=0.1 | 0 1 2 |" in text
+    assert (
+        "- fedprox proximal-mu=0.1 - fedavg: +0.0000 ± 0.0000 (3 seeds; within its"
+        in text
+    )
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "0.6000 ± 0.1000" in said
+    assert "left out, the same options and seed again: 1" in said
+    picture = Image.open(folder / "comparison.png").convert("RGB")
+    drawn = {colour for _, colour in picture.getcolors(1 << 24) or []}
+    assert {(0, 114, 178), (213, 94, 0)} <= drawn
+
+
+def test_what_is_no_finished_run_is_refused(tmp_path: Path) -> None:
+    going_on = write(tmp_path, [0.1], finished=False, run_name="going-on")
+    with pytest.raises(ConfigError, match="run going-on did not finish"):
+        methods(going_on)
+    with pytest.raises(ConfigError, match="is not the folder of a run"):
+        methods(tmp_path)
