@@ -9,6 +9,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
@@ -65,15 +66,24 @@ class RunFolder:
             ConfigError: the run exists, or the results folder cannot be written.
         """
         results = usable_results_dir(config)
-        folder = cls(results / (config.run_name or unused_name(config)))
+        name = config.run_name or unused_name(config)
+        options = config.options() | {"run-name": name}
+        draft = cls(Path(tempfile.mkdtemp(dir=results, prefix=f".{name}-")))
+        draft._write_json(CONFIG, {"options": options, **provenance.describe()})
+        draft.path.chmod(0o755)
         try:
-            folder.path.mkdir()
-        except FileExistsError:
-            raise ConfigError(_taken(folder.path)) from None
-        folder._write_json(
-            CONFIG, {"options": config.options(), **provenance.describe()}
-        )
-        return folder
+            draft.path.rename(results / name)
+        except OSError:  # a folder that holds something
+            shutil.rmtree(draft.path)
+            raise ConfigError(_taken(results / name)) from None
+        return cls(results / name)
+
+    def reopen(self, last_round: int) -> None:
+        """Take the folder back to where it was after a round: the run goes on."""
+        for name in (SUMMARY, ERROR):
+            (self.path / name).unlink(missing_ok=True)
+        kept = [_line(row) for row in self.clients() if row["round"] <= last_round]
+        self._write_bytes(CLIENTS, "".join(kept).encode())
 
     def write_metrics(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write metrics.jsonl anew: one line a round, from round 0."""
@@ -84,6 +94,8 @@ class RunFolder:
         """Add lines to clients.jsonl: one per client and round."""
         with (self.path / CLIENTS).open("a") as file:
             file.writelines(map(_line, rows))
+            file.flush()
+            os.fsync(file.fileno())  # a checkpoint that follows counts on them
 
     def write_model(self, arrays: Mapping[str, Array], info: ModelInfo) -> None:
         """Write model.safetensors, with `info` as its metadata."""
@@ -166,9 +178,20 @@ def write_atomically(path: Path, content: bytes, *, durable: bool = True) -> Non
                 os.fsync(file.fileno())
         os.chmod(draft, 0o644)
         os.replace(draft, path)
+        if durable:
+            _sync_folder(path.parent)
     except BaseException:
         Path(draft).unlink(missing_ok=True)
         raise
+
+
+def _sync_folder(folder: Path) -> None:
+    """Put the folder's entries on disk, so that a renamed file is found there."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def read_model(path: Path) -> tuple[dict[str, Array], ModelInfo]:
@@ -232,7 +255,8 @@ def usable_results_dir(config: RunConfig) -> Path:
             f"results-dir = {config.results_dir!r} cannot be written ({error}): give "
             "a folder that can"
         ) from error
-    if config.run_name and (results / config.run_name).exists():
+    taken = config.run_name and not config.resume
+    if taken and (results / config.run_name).exists():
         raise ConfigError(_taken(results / config.run_name))
     return results
 

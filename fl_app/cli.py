@@ -106,7 +106,7 @@ def resolve(arguments: list[str] | None) -> tuple[RunConfig, dict[str, Any]]:
     Raises:
         ConfigError: one is unknown or not allowed.
     """
-    from fl_app import submission
+    from fl_app import resuming, submission
     from fl_app.data.datasets import recipe_for
 
     options = environment.default_options(environment.find_project())
@@ -124,6 +124,9 @@ def resolve(arguments: list[str] | None) -> tuple[RunConfig, dict[str, Any]]:
     for key in given:
         if key not in options:
             raise ConfigError(f"option {key} is unknown{_meant(key, list(options))}")
+    if given.get("resume"):
+        results = str((options | given)["results-dir"])
+        return resuming.config_of(given, results), given
     return RunConfig.from_options(options | given, recipe_for), given
 
 

@@ -4,6 +4,7 @@ Each client is guarded by itself: one that fails is reported with its reason, an
 others count all the same.
 """
 
+import json
 import time
 import traceback
 from collections.abc import Iterator
@@ -206,7 +207,9 @@ class _ClientWork:
 
 def _workspace(message: Message, context: Context) -> Workspace:
     task = wire.take(message.content, wire.TASK, ConfigRecord)
-    options = tuple(sorted(context.run_config.items()))
+    sent = wire.find(message.content, wire.OPTIONS, ConfigRecord)
+    resolved = json.loads(str(sent[wire.JSON])) if sent else {}
+    options = tuple(sorted((resolved or context.run_config).items()))
     return _cached_workspace(options, _integer(task, wire.NUM_NODES))
 
 

@@ -110,6 +110,7 @@ class RunConfig(BaseModel):
     seed: int = Field(ge=0, lt=2**63)
     run_name: str
     results_dir: str = Field(min_length=1)
+    resume: str
 
     @field_validator("strategy")
     @classmethod
@@ -181,6 +182,15 @@ class RunConfig(BaseModel):
     def options(self) -> dict[str, Any]:
         """Return all options as resolved, kebab-case."""
         return self.model_dump(by_alias=True)
+
+    def for_clients(self) -> dict[str, Any]:
+        """Return the options as `from_options` takes them, without the server's names.
+
+        What they say does not depend on whether the run was resumed.
+        """
+        options = self.options() | {"run-name": "", "results-dir": "-", "resume": ""}
+        own = options.pop("strategy-options")
+        return options | {f"{self.strategy}.{k}": v for k, v in own.items()}
 
 
 def _one_line(error: ValidationError) -> str:

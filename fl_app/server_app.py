@@ -3,18 +3,20 @@
 import contextlib
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 import strategies
-from fl_app import artifacts
+from fl_app import artifacts, environment, resuming
 from fl_app.artifacts import ModelInfo, RunFolder
 from fl_app.callbacks import Callback, MetricsFiles, Pictures, ProgressLog
+from fl_app.checkpoints import Checkpoints
 from fl_app.config import ConfigError, RunConfig, project_path
-from strategies.fedavg import FedAvg, RoundResult
+from strategies.fedavg import FedAvg, RoundResult, ServerState
 from strategies.federation import Federation
 from strategies.randomness import keyed_seed
 from strategies.replies import Validation
@@ -35,46 +37,77 @@ def main(grid: Grid, context: Context) -> None:
     from fl_app.data import datasets
 
     start = time.monotonic()
-    config = RunConfig.from_options(context.run_config, datasets.recipe_for)
+    config = read_config(context.run_config)
     artifacts.usable_results_dir(config)
     dataset = datasets.load(config)
     arrays, info = initial_model(config, dataset)
     strategy = build_strategy(config)
     federation = Federation(
-        grid, min_nodes=config.min_nodes, node_timeout=config.node_timeout
+        grid,
+        min_nodes=config.min_nodes,
+        node_timeout=config.node_timeout,
+        options=config.for_clients(),
     )
-    folder = RunFolder.create(config)
-    log.info("Results go to %s", folder.path)
-    callbacks = [
-        MetricsFiles(folder),
-        ProgressLog(config.num_server_rounds),
-        Pictures(folder, config),
-    ]
-    history = History(callbacks)
-    with _recorded(folder, history):
-        for callback in callbacks:
-            callback.on_start(federation.label_counts, info.class_names)
-        test = GlobalTest(dataset, info)
-        arrays, final = run_rounds(
-            config.num_server_rounds,
-            strategy,
-            federation,
-            arrays,
-            test=test,
-            history=history,
-        )
-        folder.write_model(arrays, info)
-        history.end()
-        folder.write_summary(
-            {
-                "final_test_accuracy": final.accuracy if final else None,
-                "final_test_loss": final.loss if final else None,
-                "per_class_accuracy": final.per_class_accuracy if final else None,
-                "rounds": config.num_server_rounds,
-                "total_seconds": round(time.monotonic() - start, 3),
-                "model_sha256": artifacts.model_sha256(arrays),
-            }
-        )
+    with resuming.opened(config, federation.label_counts) as (folder, checkpoint):
+        log.info("Results go to %s", folder.path)
+        first, rows = 0, []
+        if checkpoint is not None:
+            log.info("The run goes on after round %d", checkpoint.round)
+            first, rows, arrays = (
+                checkpoint.round + 1,
+                checkpoint.rows,
+                checkpoint.arrays,
+            )
+            start -= checkpoint.seconds
+            strategy.restore(
+                ServerState(checkpoint.strategy_state, checkpoint.strategy_arrays)
+            )
+        callbacks = [
+            MetricsFiles(folder),
+            ProgressLog(config.num_server_rounds),
+            Pictures(folder, config),
+            Checkpoints(folder.path, config, strategy, arrays, start),
+        ]
+        history = History(callbacks, rows)
+        with _recorded(folder, history):
+            for callback in callbacks:
+                callback.on_start(federation.label_counts, info.class_names)
+            arrays, final = run_rounds(
+                config.num_server_rounds,
+                strategy,
+                federation,
+                arrays,
+                test=GlobalTest(dataset, info),
+                history=history,
+                first=first,
+            )
+            folder.write_model(arrays, info)
+            history.end()
+            folder.write_summary(
+                {
+                    "final_test_accuracy": final.accuracy if final else None,
+                    "final_test_loss": final.loss if final else None,
+                    "per_class_accuracy": final.per_class_accuracy if final else None,
+                    "rounds": config.num_server_rounds,
+                    "total_seconds": round(time.monotonic() - start, 3),
+                    "model_sha256": artifacts.model_sha256(arrays),
+                }
+            )
+
+
+def read_config(options: Mapping[str, Any]) -> RunConfig:
+    """Return the run's configuration; that of the run it resumes, if it does.
+
+    Raises:
+        ConfigError: an option is not allowed, or the run cannot be resumed.
+    """
+    from fl_app.data import datasets
+
+    if not options.get("resume"):
+        return RunConfig.from_options(options, datasets.recipe_for)
+    declared = environment.default_options(Path(__file__).parent.parent)
+    given = resuming.given_of(options, declared)
+    return resuming.config_of(given, str(options["results-dir"]))
 
 
 def initial_model(config: RunConfig, dataset: "Dataset") -> tuple[Arrays, ModelInfo]:
@@ -165,8 +198,11 @@ class GlobalTest:
 class History:
     """The rows of metrics.jsonl as they grow, and the callbacks that see them."""
 
-    def __init__(self, callbacks: list[Callback]) -> None:
-        self.rows: list[dict[str, Any]] = []
+    def __init__(
+        self, callbacks: Sequence[Callback], rows: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
+        """Start with the rows of a run that goes on; none for a new one."""
+        self.rows = [dict(row) for row in rows]
         self._callbacks = callbacks
 
     def add(self, result: RoundResult | None, test: "Evaluation | None") -> None:
@@ -211,11 +247,23 @@ def run_rounds(
     *,
     test: GlobalTest,
     history: History,
+    first: int = 0,
 ) -> tuple[Arrays, "Evaluation | None"]:
-    """Train rounds 1 to `last`; return the last global model and its test result."""
+    """Train to round `last`; return the last global model and its test result.
+
+    Args:
+        last: the last round.
+        strategy: the algorithm.
+        federation: the nodes and clients.
+        arrays: the global model of round first - 1, or the initial one.
+        test: the test split.
+        history: takes in each round.
+        first: the round to begin with; 0 is the evaluation of the initial model.
+    """
     result = test(arrays)
-    history.add(None, result)
-    for round in strategy.rounds(federation, arrays, last):
+    if first == 0:
+        history.add(None, result)
+    for round in strategy.rounds(federation, arrays, last, first=max(1, first)):
         arrays = round.arrays
         due = strategy.evaluates(round.round) or round.round == last
         result = test(arrays) if due else None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from fl_app import artifacts
+from fl_app import artifacts, checkpoints
 from fl_app.artifacts import RunFolder
 from fl_app.config import ConfigError, RunConfig, project_path
 from fl_app.data import datasets
@@ -164,4 +164,6 @@ def _failure(folder: RunFolder, details: str) -> str:
         parts.append(f"First failure: {trace}")
     if folder.path.exists():
         parts.append(f"What it left is in {folder.path}")
+    if checkpoints.exist(folder.path):
+        parts.append(f"To go on: fl-app run -c 'resume=\"{folder.name}\"'")
     return "\n".join(parts)

@@ -27,6 +27,8 @@ from strategies.wire import Arrays
 if TYPE_CHECKING:
     from torch import nn
 
+_FAILED_ROUNDS = "failed-rounds"
+
 log = logging.getLogger("flwr.fl_app")
 
 
@@ -76,6 +78,15 @@ class RoundResult:
         return weighted_mean(self.trained, wire.LOSS)
 
 
+@dataclass(frozen=True)
+class ServerState:
+    """What the next round depends on beside the global model."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    """JSON values."""
+    arrays: Arrays = field(default_factory=dict)
+
+
 class FedAvg:
     """Weighted average of the clients' updates.
 
@@ -104,6 +115,7 @@ class FedAvg:
         self.max_failed_rounds = max_failed_rounds
         self.round_timeout = round_timeout
         self.pooled = normalisation_policy == "pooled"
+        self._failed_rounds = 0  # in a row, until now
 
     # --- the two halves of the algorithm
 
@@ -122,6 +134,14 @@ class FedAvg:
         """Train the local model, which starts as the global one; return metrics."""
         return train()
 
+    def state(self) -> ServerState:
+        """Return what `restore` needs for the next round to be as if never stopped."""
+        return ServerState({_FAILED_ROUNDS: self._failed_rounds})
+
+    def restore(self, state: ServerState) -> None:
+        """Go on from a state that `state` returned."""
+        self._failed_rounds = int(state.values[_FAILED_ROUNDS])
+
     # --- the loop
 
     def rounds(
@@ -138,16 +158,17 @@ class FedAvg:
         Raises:
             FederationError: `max_failed_rounds` rounds in a row missed the quorum.
         """
-        failed = 0
         for round in range(first, num_rounds + 1):
             result = self._round(federation, arrays, round)
             arrays = result.arrays
-            failed = 0 if result.quorum_met else failed + 1
+            met = result.quorum_met
+            self._failed_rounds = 0 if met else self._failed_rounds + 1
             yield result
-            if failed >= self.max_failed_rounds:
+            if self._failed_rounds >= self.max_failed_rounds:
                 raise FederationError(
-                    f"{failed} rounds in a row missed the quorum of min-fraction = "
-                    f"{self.min_fraction:g}; last: {_first_reason(result)}"
+                    f"{self._failed_rounds} rounds in a row missed the quorum of "
+                    f"min-fraction = {self.min_fraction:g}; "
+                    f"last: {_first_reason(result)}"
                 )
 
     def validate(

@@ -4,10 +4,12 @@ A *client* owns one part of the data; a *node* computes. Where every node can re
 of the data, any node can train any client, and `deal` spreads a cohort over the nodes.
 """
 
+import json
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
@@ -38,11 +40,20 @@ class Reply:
 class Federation:
     """The nodes of a run, the clients they host, and the exchange of messages."""
 
-    def __init__(self, grid: Grid, *, min_nodes: int, node_timeout: float) -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        *,
+        min_nodes: int,
+        node_timeout: float,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
         """Wait for nodes and ask each what it hosts.
 
         Args:
             grid: Flower's way to the nodes.
+            options: the run's options; every message carries them, for a resumed run's
+                are not those it was submitted with.
             min_nodes: how many nodes to wait for.
             node_timeout: seconds to wait for them, and for their answers.
 
@@ -51,6 +62,8 @@ class Federation:
         """
         self._grid = grid
         self._min_nodes = min_nodes
+        text = json.dumps(dict(options or {}), sort_keys=True)
+        self._options = ConfigRecord({wire.JSON: text})
         self.label_counts: np.ndarray[tuple[int, int], np.dtype[np.int64]]
         """Training examples per client and class, shape (num_clients, num_classes)."""
         self.node_ids = self._wait_for_nodes(min_nodes, node_timeout)
@@ -134,6 +147,7 @@ class Federation:
         """
         waiting: dict[str, int] = {}
         for node, content in contents.items():
+            content[wire.OPTIONS] = self._options
             message = Message(content, node, message_type, ttl=timeout)
             sent = [i for i in self._grid.push_messages([message]) if i]
             if sent:

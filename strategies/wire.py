@@ -25,6 +25,7 @@ EVALUATE = "evaluate"  # validate only
 # Records.
 MODEL = "model"  # ArrayRecord: the global model, server -> node
 TASK = "task"  # ConfigRecord: what to do in this round, server -> node
+OPTIONS = "options"  # ConfigRecord: the run's options as the server resolved them
 STRATEGY = "strategy"  # ConfigRecord: options for the strategy's client half
 SUM = "sum"  # ArrayRecord: exact weighted sum of several clients' updates
 UPDATE = "update"  # ArrayRecord: one client's update, float32
@@ -35,6 +36,7 @@ NOT_VALIDATED = "not-validated"  # ConfigRecord: likewise, of validation alone
 HOSTED = "hosted"  # ArrayRecord: what a node hosts, the answer to a query
 
 # Keys.
+JSON = "json"
 ROUND = "round"
 TRAIN_IDS = "train-client-ids"
 EVALUATE_IDS = "evaluate-client-ids"

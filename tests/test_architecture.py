@@ -35,6 +35,8 @@ APP_LAYERS = [
     {"tables"},
     {"comparing"},
     {"data.datasets", "callbacks", "environment"},
+    {"checkpoints"},
+    {"resuming"},
     {"client_app", "server_app", "following", "submission"},
     {"simulation", "doctor"},
     {"cli"},

@@ -1,0 +1,122 @@
+"""What a run is resumed with: its own options, and its newest checkpoint."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from filelock import FileLock, Timeout
+from pydantic import ValidationError
+
+from fl_app import checkpoints
+from fl_app.artifacts import RunFolder
+from fl_app.checkpoints import Checkpoint
+from fl_app.config import ConfigError, RunConfig, project_path
+
+
+def config_of(given: Mapping[str, Any], results_dir: str) -> RunConfig:
+    """Return the configuration with which the run `given["resume"]` goes on.
+
+    Args:
+        given: the options that were given, kebab-case; the run's may be repeated, a
+            few (`checkpoints.CHANGEABLE`) changed.
+        results_dir: the option of that name.
+
+    Raises:
+        ConfigError: there is no such run, it is finished, or an option differs.
+    """
+    name = str(given["resume"])
+    folder = RunFolder(project_path(results_dir, "results-dir") / name)
+    described = folder.config() if "/" not in name else None
+    if described is None:
+        raise ConfigError(
+            f"resume = {name!r}: there is no such run in {folder.path.parent}; give "
+            "the name of a folder there"
+        )
+    recorded = described["options"]
+    flat = {key: v for key, v in recorded.items() if key != "strategy-options"}
+    flat |= {
+        f"{recorded['strategy']}.{key}": value
+        for key, value in recorded["strategy-options"].items()
+    }
+    given = {key: value for key, value in given.items() if value != "auto"}
+    for key, value in given.items():
+        if key not in checkpoints.CHANGEABLE and flat.get(key) != value:
+            raise ConfigError(
+                f"resume = {name!r}: the run has {key} = {flat.get(key)!r}, it cannot "
+                f"go on with {value!r}: leave {key} out, or start a new run"
+            )
+    changed = {k: v for k, v in given.items() if k in checkpoints.CHANGEABLE}
+    changed |= {"resume": name, "run-name": name, "results-dir": results_dir}
+    try:
+        config = RunConfig.model_validate({**recorded, **changed})
+    except ValidationError:
+        raise ConfigError(
+            f"resume = {name!r}: its options are not those of this version of fl-app; "
+            "start it anew"
+        ) from None
+    summary = folder.summary()
+    if summary is not None and summary["rounds"] >= config.num_server_rounds:
+        raise ConfigError(
+            f"resume = {name!r}: the run has finished its {summary['rounds']} rounds; "
+            "raise num-server-rounds to train it further"
+        )
+    return config
+
+
+def given_of(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that were given: those that are not as declared."""
+    return {k: v for k, v in options.items() if k not in defaults or defaults[k] != v}
+
+
+@contextlib.contextmanager
+def opened(
+    config: RunConfig, label_counts: Any
+) -> Iterator[tuple[RunFolder, Checkpoint | None]]:
+    """Hold the folder of a new run, or of a resumed one with its newest checkpoint.
+
+    Without a checkpoint (the run was stopped before any was written) it begins anew.
+
+    Raises:
+        ConfigError: the run exists, is still going on, is past the last round asked
+            for, or began with other data.
+    """
+    if not config.resume:
+        folder = RunFolder.create(config)
+        with held(folder):
+            yield folder, None
+        return
+    folder = RunFolder(project_path(config.results_dir, "results-dir") / config.resume)
+    with held(folder):
+        checkpoint = checkpoints.read_newest(folder.path, config)
+        done = checkpoint.round if checkpoint else 0
+        if done > config.num_server_rounds:
+            raise ConfigError(
+                f"resume = {config.resume!r}: round {done} is done, num-server-rounds "
+                f"= {config.num_server_rounds} is less"
+            )
+        counts = checkpoints.counts_digest(label_counts)
+        if checkpoint and checkpoint.label_counts != counts:
+            raise ConfigError(
+                f"resume = {config.resume!r}: the clients' data is not what the run "
+                "began with (numbers of examples per client and class differ)"
+            )
+        folder.reopen(done)
+        yield folder, checkpoint
+
+
+@contextlib.contextmanager
+def held(folder: RunFolder) -> Iterator[None]:
+    """Be the only one that writes the run's folder; it is free when a process dies.
+
+    Raises:
+        ConfigError: another process holds it.
+    """
+    checks = folder.path / checkpoints.FOLDER
+    checks.mkdir(exist_ok=True)
+    try:
+        with FileLock(checks / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise ConfigError(
+            f"run {folder.name} is still going on: wait for its end, or stop it"
+        ) from None
