@@ -15,7 +15,7 @@ from fl_app import plots
 from fl_app.artifacts import CURVES, PARTITION, RunFolder
 from fl_app.config import RunConfig
 from strategies import wire
-from strategies.fedavg import RoundResult
+from strategies.interfaces import RoundResult
 
 log = logging.getLogger("flwr.fl_app")
 

@@ -19,7 +19,8 @@ import numpy as np
 from fl_app.artifacts import write_atomically
 from fl_app.callbacks import Callback, Rows
 from fl_app.config import RunConfig
-from strategies.fedavg import FedAvg, RoundResult
+from strategies.fedavg import FedAvg
+from strategies.interfaces import RoundResult
 from strategies.wire import Arrays
 
 log = logging.getLogger("flwr.fl_app")

@@ -26,7 +26,7 @@ from flwr.clientapp import ClientApp
 import strategies
 from fl_app.config import RunConfig
 from strategies import aggregation, wire
-from strategies.fedavg import Term
+from strategies.interfaces import Term
 from strategies.randomness import keyed_seed
 from strategies.wire import Arrays
 
@@ -90,7 +90,8 @@ def _work(message: Message, context: Context) -> Message:
     validated: list[Row] = []
     failed: list[Failure] = []
     not_validated: list[Failure] = []
-    update: Arrays = {}
+    updates: dict[int, Arrays] = {}
+    single = len(train_ids) == 1 or bool(task.get(wire.SINGLE_UPDATES, 0))
     for client in sorted({*train_ids, *evaluate_ids}):
         if client in evaluate_ids:
             with _guarded(client, not_validated):
@@ -98,13 +99,18 @@ def _work(message: Message, context: Context) -> Message:
         if client in train_ids:
             with _guarded(client, failed):
                 update, row = work.train(client)
-                total.add(update, int(row[wire.NUM_EXAMPLES]))
+                if single:
+                    examples = int(row[wire.NUM_EXAMPLES])
+                    aggregation.check_update(update, work.base, examples)
+                    updates[client] = update
+                else:
+                    total.add(update, int(row[wire.NUM_EXAMPLES]))
                 trained.append(row)
 
     reply = RecordDict()
-    if len(train_ids) == 1 and trained:
-        reply[wire.UPDATE] = wire.pack(update)
-    elif trained:
+    for client, update in updates.items():
+        reply[wire.update_of(client, of=len(updates))] = wire.pack(update)
+    if trained and not single:
         reply[wire.SUM] = wire.pack(total.totals)
     for name, rows in ((wire.TRAINED, trained), (wire.VALIDATED, validated)):
         if rows:

@@ -88,9 +88,11 @@ class Run:
             for strategy in strategies.available()
             for name in strategies.options_of(strategy)
         } - own
+        options = {**self.options, **self.options["strategy-options"]}
+        del options["strategy-options"]
         return {
             key: value
-            for key, value in self.options.items()
+            for key, value in options.items()
             if key not in _CIRCUMSTANCES and key not in others
         }
 

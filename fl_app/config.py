@@ -95,6 +95,8 @@ class RunConfig(BaseModel):
     node_timeout: float = Field(gt=0, allow_inf_nan=False)
     min_fraction: float = Field(ge=0, le=1)
     max_failed_rounds: int = Field(ge=1)
+    max_update_norm: float = Field(ge=0, allow_inf_nan=False)
+    max_first_update_norm: float = Field(gt=0, allow_inf_nan=False)
     round_timeout: float = Field(gt=0, allow_inf_nan=False)
 
     local_epochs: int = Field(ge=1)

@@ -16,8 +16,9 @@ from fl_app.artifacts import ModelInfo, RunFolder
 from fl_app.callbacks import Callback, MetricsFiles, Pictures, ProgressLog
 from fl_app.checkpoints import Checkpoints
 from fl_app.config import ConfigError, RunConfig, project_path
-from strategies.fedavg import FedAvg, RoundResult, ServerState
+from strategies.fedavg import FedAvg
 from strategies.federation import Federation
+from strategies.interfaces import RoundResult, ServerState
 from strategies.randomness import keyed_seed
 from strategies.replies import Validation
 from strategies.wire import Arrays

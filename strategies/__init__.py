@@ -1,7 +1,7 @@
 """The algorithms: one file each, server half and client half together.
 
-A strategy is a file in this folder that sets `STRATEGY`; the file's name is its value
-for the option `strategy`.
+A strategy is a file in this folder that sets `STRATEGY`; the file's name, with dashes
+for underscores, is its value for the option `strategy`.
 """
 
 import importlib
@@ -13,13 +13,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from strategies.fedavg import FedAvg
 
-_SUPPORT = {"aggregation", "federation", "randomness", "replies", "wire"}
+_SUPPORT = {
+    *("aggregation", "federation", "interfaces", "randomness", "replies", "robust"),
+    "wire",
+}
 
 
 def available() -> list[str]:
     """Return the names of all strategies, sorted."""
     names = {module.name for module in pkgutil.iter_modules(__path__)}
-    return sorted(names - _SUPPORT)
+    return sorted(name.replace("_", "-") for name in names - _SUPPORT)
 
 
 def load(name: str) -> "type[FedAvg]":
@@ -31,7 +34,9 @@ def load(name: str) -> "type[FedAvg]":
     if name not in available():
         known = ", ".join(available())
         raise ValueError(f"strategy = {name!r} is unknown; there are: {known}")
-    strategy: type[FedAvg] = importlib.import_module(f"strategies.{name}").STRATEGY
+    strategy: type[FedAvg] = importlib.import_module(
+        f"strategies.{name.replace('-', '_')}"
+    ).STRATEGY
     return strategy
 
 

@@ -13,78 +13,23 @@ client whose update fails its checks is left out of both sums.
 import logging
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from math import ceil
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from flwr.app import ConfigRecord, RecordDict
 
 from strategies import aggregation, wire
 from strategies.federation import Federation, FederationError, sample_cohort
-from strategies.replies import ClientFailure, Tally, Validation, weighted_mean
+from strategies.interfaces import LocalTraining, RoundResult, ServerState
+from strategies.replies import Collected, NormLimit, Tally, Validation
 from strategies.wire import Arrays
 
 if TYPE_CHECKING:
     from torch import nn
 
-_FAILED_ROUNDS = "failed-rounds"
+_FAILED_ROUNDS, _NORMS = "failed-rounds", "accepted-norms"
 
 log = logging.getLogger("flwr.fl_app")
-
-
-class Term(Protocol):
-    """A term that a strategy adds to the client's objective, over w = the parameters.
-
-    Training uses one of the two, whichever solves the objective with its optimiser.
-    """
-
-    def add_gradient(self) -> None:
-        """Add the term's gradient at w to the gradients of w."""
-
-    def step(self, step_size: float) -> None:
-        """Move w to the term's proximal point for that step size, in place."""
-
-
-class LocalTraining(Protocol):
-    """The client's own training, handed to a strategy's client half.
-
-    Trains the model in place on the client's data and returns metrics (a float each).
-    """
-
-    def __call__(self, *, term: Term | None = None) -> dict[str, float]:
-        """Run all local epochs."""
-
-
-@dataclass
-class RoundResult:
-    """What one round did. `arrays` is the new global model (the old one if not met)."""
-
-    round: int
-    arrays: Arrays
-    cohort: list[int]
-    trained: list[dict[str, float]] = field(default_factory=list)
-    """Per client counted in, sorted by client id: the keys of wire.TRAINED."""
-    failures: list[ClientFailure] = field(default_factory=list)
-    validation: Validation | None = None
-    """Of the model the clients received: the global model of round - 1."""
-    quorum_met: bool = True
-    seconds: float = 0.0
-    upload_bytes: int = 0
-    download_bytes: int = 0
-
-    @property
-    def train_loss(self) -> float | None:
-        """Mean training loss over examples; None where no client was counted in."""
-        return weighted_mean(self.trained, wire.LOSS)
-
-
-@dataclass(frozen=True)
-class ServerState:
-    """What the next round depends on beside the global model."""
-
-    values: dict[str, Any] = field(default_factory=dict)
-    """JSON values."""
-    arrays: Arrays = field(default_factory=dict)
 
 
 class FedAvg:
@@ -105,6 +50,8 @@ class FedAvg:
         max_failed_rounds: int = 3,
         round_timeout: float = 3600.0,
         normalisation_policy: str = "average",
+        max_update_norm: float = 0.0,
+        max_first_update_norm: float = 100.0,
     ) -> None:
         """Keep the options; see `[tool.flwr.app.config]` for their meaning."""
         self.seed = seed
@@ -115,6 +62,9 @@ class FedAvg:
         self.max_failed_rounds = max_failed_rounds
         self.round_timeout = round_timeout
         self.pooled = normalisation_policy == "pooled"
+        self._limit = NormLimit(max_update_norm, max_first_update_norm)
+        self.single_updates = max_update_norm > 0
+        """Whether nodes send each client's update, not the sum of theirs."""
         self._failed_rounds = 0  # in a row, until now
 
     # --- the two halves of the algorithm
@@ -122,6 +72,10 @@ class FedAvg:
     def server_update(self, current: Arrays, mean: Arrays) -> Arrays:
         """Return the next global model from the current one and the mean update."""
         return aggregation.apply_mean(current, mean)
+
+    def collect(self, model: Arrays, cohort_size: int) -> Collected:
+        """Return what takes in a round's updates to `model`; its mean is used."""
+        return aggregation.ExactSum(model, cohort_size)
 
     def client_options(self, round: int) -> dict[str, float]:
         """Return what the client half needs to know in this round."""
@@ -136,11 +90,14 @@ class FedAvg:
 
     def state(self) -> ServerState:
         """Return what `restore` needs for the next round to be as if never stopped."""
-        return ServerState({_FAILED_ROUNDS: self._failed_rounds})
+        return ServerState(
+            {_FAILED_ROUNDS: self._failed_rounds, _NORMS: self._limit.accepted}
+        )
 
     def restore(self, state: ServerState) -> None:
         """Go on from a state that `state` returned."""
         self._failed_rounds = int(state.values[_FAILED_ROUNDS])
+        self._limit.accepted = list(state.values[_NORMS])
 
     # --- the loop
 
@@ -218,6 +175,7 @@ class FedAvg:
                 wire.ROUND: round,
                 wire.NUM_NODES: federation.num_nodes,
                 wire.COHORT_SIZE: max(1, len(train)),
+                wire.SINGLE_UPDATES: int(self.single_updates),
             }
             task = ConfigRecord({**shared, **present})
             options = ConfigRecord({**self.client_options(round)})
@@ -236,7 +194,8 @@ class FedAvg:
         )
         contents = self._contents(federation, arrays, round, cohort, validating)
         base = aggregation.to_moments(arrays) if self.pooled else arrays
-        tally = Tally(federation.num_examples, base, len(cohort))
+        total = self.collect(base, len(cohort))
+        tally = Tally(federation.num_examples, total, self._limit)
         for reply in federation.exchange(
             contents, wire.TRAIN, timeout=self.round_timeout
         ):
@@ -258,7 +217,8 @@ class FedAvg:
             )
         result.quorum_met = len(result.trained) >= self.quorum(len(cohort))
         if result.quorum_met:
-            updated = self.server_update(base, tally.total.mean())
+            self._limit.accept(tally.norms)
+            updated = self.server_update(base, total.mean())
             result.arrays = (
                 aggregation.from_moments(updated) if self.pooled else updated
             )

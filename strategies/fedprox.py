@@ -25,7 +25,8 @@ given the term's gradient before its step. With mu = 0 no arithmetic is done at 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from strategies.fedavg import FedAvg, LocalTraining
+from strategies.fedavg import FedAvg
+from strategies.interfaces import LocalTraining
 
 if TYPE_CHECKING:
     import torch

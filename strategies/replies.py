@@ -6,20 +6,24 @@ the reason, and the round goes on.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import isfinite
+from statistics import median
+from typing import Any, Protocol
 
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from strategies import wire
-from strategies.aggregation import ExactSum, UpdateError
+from strategies.aggregation import ExactSum, UpdateError, norm
 from strategies.federation import Reply
 from strategies.wire import Arrays
 
 log = logging.getLogger("flwr.fl_app")
 
 Row = dict[str, float]
+
+_NORMS_KEPT = 1000
 
 
 @dataclass(frozen=True)
@@ -41,28 +45,97 @@ class Validation:
     num_examples: int
 
 
+class Collected(Protocol):
+    """Updates of a round, taken in one by one; `ExactSum` or `UpdateStack`."""
+
+    num_clients: int
+    weight: int
+
+    def add(self, update: Mapping[str, Any], weight: int) -> None:
+        """Take in one client's update, all of it or, on an `UpdateError`, nothing."""
+
+    def add_partial(
+        self, totals: Mapping[str, Any], weight: int, num_clients: int
+    ) -> None:
+        """Take in a node's exact sum of several clients' updates, likewise."""
+
+    def mean(self) -> Arrays:
+        """Return what stands for all of them."""
+
+
+class NormLimit:
+    """How large an update may be: a factor over the median of those accepted before.
+
+    The median is over the newest `_NORMS_KEPT` updates of earlier rounds, so that it
+    follows training as its steps shrink.
+    """
+
+    def __init__(self, factor: float, first: float) -> None:
+        """Set the limits; a factor of 0 is no limit.
+
+        Args:
+            factor: over the median of accepted norms.
+            first: the largest norm while there is none.
+        """
+        self._factor = factor
+        self._first = first
+        self.accepted: list[float] = []
+        """Norms of earlier rounds, the oldest first."""
+
+    def check(self, update: Arrays) -> float:
+        """Return the update's norm (L2, over all float arrays).
+
+        Raises:
+            UpdateError: it is above the limit.
+        """
+        size = norm(update)
+        limit = self._factor * median(self.accepted) if self.accepted else self._first
+        if self._factor and isfinite(size) and size > limit:
+            raise UpdateError(
+                f"its norm {size:.4g} is above {limit:.4g}, which is "
+                + (
+                    f"max-update-norm = {self._factor:g} times the median until now"
+                    if self.accepted
+                    else "max-first-update-norm"
+                )
+            )
+        return size
+
+    def accept(self, norms: list[float]) -> None:
+        """Take the norms of a round's accepted updates, in order of client."""
+        if self._factor:
+            self.accepted = (self.accepted + norms)[-_NORMS_KEPT:]
+
+
 class Tally:
     """Takes in a round's replies one by one; keeps sums, not replies."""
 
     def __init__(
         self,
         num_examples: Callable[[int], int],
-        model: Arrays | None = None,
-        cohort_size: int = 1,
+        total: Collected | None = None,
+        limit: NormLimit | None = None,
     ) -> None:
         """Start empty.
 
         Args:
             num_examples: number of training examples of a client, by its id.
-            model: what updates are differences to; None if nobody trains.
-            cohort_size: number of clients that train.
+            total: what takes in the updates; None if nobody trains.
+            limit: how large an update may be; None for any size.
         """
         self._num_examples = num_examples
-        self.total = ExactSum(model or {}, cohort_size)
+        self.total = total or ExactSum({}, 1)
+        self._limit = limit
+        self._norms: dict[int, float] = {}
         self.trained: list[Row] = []
         self.validated: list[Row] = []
         self.failures: list[ClientFailure] = []
         self.upload_bytes = 0
+
+    @property
+    def norms(self) -> list[float]:
+        """Norms of the updates counted in one by one, in order of client."""
+        return [size for _, size in sorted(self._norms.items())]
 
     def add(self, reply: Reply, sent: RecordDict) -> None:
         """Count in what answers `sent`, or each client in it as failed."""
@@ -79,14 +152,15 @@ class Tally:
             failed = _failures(reply, wire.FAILED)
             trained = _rows(reply.content, wire.TRAINED, {wire.LOSS})
             self._check_clients(trained, failed, asked)
-            self._add_updates(reply.content, trained)
+            refused = self._add_updates(reply, trained)
         except Exception as error:  # a reply may be wrong in more ways than are known
             self._fail(reply, asked, f"bad reply: {type(error).__name__}: {error}")
             return
         self.upload_bytes += size
-        self.trained += trained
+        left_out = {failure.client_id for failure in refused}
+        self.trained += [r for r in trained if r[wire.CLIENT_IDS] not in left_out]
         self.validated += validated
-        self.failures += failed
+        self.failures += failed + refused
         for failure in not_validated:
             log.warning(
                 "Client %d (node %d) did not validate: %s",
@@ -110,19 +184,36 @@ class Tally:
                     f"at the start it had {self._num_examples(client)}"
                 )
 
-    def _add_updates(self, content: RecordDict, trained: list[Row]) -> None:
-        """Add a node's partial sum, or the single update of its only client."""
-        weight = sum(self._num_examples(int(row[wire.CLIENT_IDS])) for row in trained)
-        totals = wire.find(content, wire.SUM, ArrayRecord)
-        update = wire.find(content, wire.UPDATE, ArrayRecord)
+    def _add_updates(self, reply: Reply, trained: list[Row]) -> list[ClientFailure]:
+        """Add a node's partial sum, or its clients' updates; return those refused.
+
+        A partial sum is refused as a whole, by the error that is raised; updates are
+        refused one by one.
+        """
+        assert reply.content is not None
+        clients = [int(row[wire.CLIENT_IDS]) for row in trained]
+        totals = wire.find(reply.content, wire.SUM, ArrayRecord)
         if totals is not None:
-            self.total.add_partial(wire.unpack(totals), weight, len(trained))
-        elif update is not None:
-            if len(trained) != 1:
-                raise UpdateError(f"one update stands for {len(trained)} clients")
-            self.total.add(wire.unpack(update), weight)
-        elif trained:
-            raise UpdateError("it holds no update")
+            weight = sum(self._num_examples(client) for client in clients)
+            self.total.add_partial(wire.unpack(totals), weight, len(clients))
+            return []
+        refused = []
+        for client in clients:
+            try:
+                name = wire.update_of(client, of=len(clients))
+                record = wire.find(reply.content, name, ArrayRecord)
+                if record is None:
+                    raise UpdateError("it holds no update")
+                self._add_update(client, wire.unpack(record))
+            except Exception as error:  # whatever a client may send
+                reason = f"bad reply: {type(error).__name__}: {error}"
+                refused.append(ClientFailure(client, reply.node_id, reason, reason))
+        return refused
+
+    def _add_update(self, client: int, update: Arrays) -> None:
+        size = self._limit.check(update) if self._limit else 0.0
+        self.total.add(update, self._num_examples(client))
+        self._norms[client] = size
 
     def _fail(self, reply: Reply, clients: list[int], reason: str) -> None:
         lines = reason.strip().splitlines() or ["unknown error"]

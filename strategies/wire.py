@@ -28,7 +28,7 @@ TASK = "task"  # ConfigRecord: what to do in this round, server -> node
 OPTIONS = "options"  # ConfigRecord: the run's options as the server resolved them
 STRATEGY = "strategy"  # ConfigRecord: options for the strategy's client half
 SUM = "sum"  # ArrayRecord: exact weighted sum of several clients' updates
-UPDATE = "update"  # ArrayRecord: one client's update, float32
+UPDATE = "update"  # ArrayRecord: one client's update; see `update_of`
 TRAINED = "trained"  # MetricRecord: one list entry per client counted in
 VALIDATED = "validated"  # MetricRecord: one list entry per client validated
 FAILED = "failed"  # ConfigRecord: one list entry per client left out
@@ -41,6 +41,7 @@ ROUND = "round"
 TRAIN_IDS = "train-client-ids"
 EVALUATE_IDS = "evaluate-client-ids"
 COHORT_SIZE = "cohort-size"
+SINGLE_UPDATES = "single-updates"  # 1: send each client's update, not their sum
 NUM_NODES = "num-nodes"
 CLIENT_IDS = "client-ids"
 NUM_EXAMPLES = "num-examples"
@@ -82,6 +83,11 @@ def _read(name: str, array: Array) -> np.ndarray[Any, Any]:
         raise ValueError(f"array {name!r} has other bytes than its header says")
     values = np.frombuffer(array.data, dtype, offset=start)
     return values.reshape(shape, order="F" if column_order else "C")
+
+
+def update_of(client: int, of: int) -> str:
+    """Return the name of the record with that client's update, one of so many."""
+    return UPDATE if of == 1 else f"{UPDATE}/{client}"
 
 
 def num_bytes(content: RecordDict) -> int:

@@ -14,8 +14,10 @@ STRATEGY_LAYERS = [
     {"wire", "randomness"},
     {"aggregation", "federation"},
     {"replies"},
+    {"interfaces"},
     {"fedavg"},
-    {"fedprox"},
+    {"robust"},
+    {"fedprox", "fedmedian", "trimmed_mean"},
 ]
 APP_LAYERS = [
     {"models"},

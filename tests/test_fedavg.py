@@ -11,8 +11,9 @@ from flwr.app import Array, ConfigRecord, Error, Message, MetricRecord, RecordDi
 
 from strategies import wire
 from strategies.aggregation import ExactSum
-from strategies.fedavg import FedAvg, RoundResult
+from strategies.fedavg import FedAvg
 from strategies.federation import Federation, FederationError
+from strategies.interfaces import RoundResult
 from strategies.wire import Arrays
 from tests.local_grid import Handler, LocalGrid
 

@@ -1,0 +1,63 @@
+"""What strategies, training and the server hand each other."""
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from strategies import wire
+from strategies.replies import ClientFailure, Validation, weighted_mean
+from strategies.wire import Arrays
+
+
+class Term(Protocol):
+    """A term that a strategy adds to the client's objective, over w = the parameters.
+
+    Training uses one of the two, whichever solves the objective with its optimiser.
+    """
+
+    def add_gradient(self) -> None:
+        """Add the term's gradient at w to the gradients of w."""
+
+    def step(self, step_size: float) -> None:
+        """Move w to the term's proximal point for that step size, in place."""
+
+
+class LocalTraining(Protocol):
+    """The client's own training, handed to a strategy's client half.
+
+    Trains the model in place on the client's data and returns metrics (a float each).
+    """
+
+    def __call__(self, *, term: Term | None = None) -> dict[str, float]:
+        """Run all local epochs."""
+
+
+@dataclass
+class RoundResult:
+    """What one round did. `arrays` is the new global model (the old one if not met)."""
+
+    round: int
+    arrays: Arrays
+    cohort: list[int]
+    trained: list[dict[str, float]] = field(default_factory=list)
+    """Per client counted in, sorted by client id: the keys of wire.TRAINED."""
+    failures: list[ClientFailure] = field(default_factory=list)
+    validation: Validation | None = None
+    """Of the model the clients received: the global model of round - 1."""
+    quorum_met: bool = True
+    seconds: float = 0.0
+    upload_bytes: int = 0
+    download_bytes: int = 0
+
+    @property
+    def train_loss(self) -> float | None:
+        """Mean training loss over examples; None where no client was counted in."""
+        return weighted_mean(self.trained, wire.LOSS)
+
+
+@dataclass(frozen=True)
+class ServerState:
+    """What the next round depends on beside the global model."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    """JSON values."""
+    arrays: Arrays = field(default_factory=dict)
