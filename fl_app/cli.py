@@ -1,6 +1,7 @@
 """The command fl-app: thin subcommands over the rest."""
 
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import click
@@ -49,7 +50,7 @@ def run(
     ] = None,
 ) -> None:
     """Train a federation, simulated on this machine, and draw its curves."""
-    from fl_app import following, simulation
+    from fl_app import following, running, simulation
 
     num_nodes = environment.default_nodes() if nodes is None else nodes
     environment.check_nodes(num_nodes)
@@ -57,13 +58,58 @@ def run(
     environment.setup(project)
     config, given = resolve(run_config)
     with console.status("reading the data", spinner="dots"):
-        config = simulation.prepare(config, num_nodes)
+        config = running.prepare(config, num_nodes)
     failure = simulation.run(console, project, config, given, num_nodes)
     if failure is not None:
         console.print(failure, soft_wrap=True, markup=False, highlight=False)
         raise typer.Exit(1)
-    folder = simulation.folder_of(config)
+    folder = running.folder_of(config)
     following.print_result(console, folder)
+
+
+@cli.command()
+def network(
+    run_config: RunConfigArguments = None,
+    nodes: Annotated[int, typer.Option(help="SuperNodes to start.")] = 3,
+) -> None:
+    """Train over a real SuperLink and SuperNodes on this machine, with TLS and keys."""
+    from fl_app import following, running
+    from fl_app import network as networks
+
+    environment.check_nodes(nodes)
+    project = environment.find_project()
+    environment.setup(project)
+    config, given = resolve(run_config)
+    with console.status("reading the data", spinner="dots"):
+        config = running.prepare(config, nodes)
+    failure = networks.run(console, project, config, given, nodes)
+    if failure is not None:
+        console.print(failure, soft_wrap=True, markup=False, highlight=False)
+        raise typer.Exit(1)
+    following.print_result(console, running.folder_of(config))
+
+
+@cli.command()
+def certificates(
+    server: Annotated[
+        list[str] | None,
+        typer.Option(help="Name or address of the server; repeat for several."),
+    ] = None,
+    node: Annotated[
+        list[str] | None, typer.Option(help="Name of a node; repeat for several.")
+    ] = None,
+    folder: Annotated[str, typer.Option(help="Where the files go.")] = "certificates",
+    days: Annotated[int, typer.Option(min=1, help="How long they are valid.")] = 365,
+) -> None:
+    """Make the authority, the server's certificate and nodes' keys of a federation."""
+    from fl_app import certificates as making
+
+    if not server and not node:
+        raise ConfigError("give --server HOST, --node NAME, or both")
+    path = Path(folder).expanduser()
+    for made in making.make(path, hosts=server or [], nodes=node or [], days=days):
+        private = ", private" if made.suffix == ".key" else ""
+        console.print(f"wrote {made}{private}", soft_wrap=True, highlight=False)
 
 
 @cli.command()

@@ -4,13 +4,17 @@ Each client is guarded by itself: one that fails is reported with its reason, an
 others count all the same.
 """
 
+import faulthandler
 import json
+import sys
 import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from math import inf
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flwr.app import (
@@ -44,6 +48,9 @@ Failure = tuple[int, str, str]
 """Client id, reason, traceback."""
 Options = tuple[tuple[str, Any], ...]
 
+_PROCESS = "flwr-clientapp"  # of a SuperNode, for one message
+_GRACE_SECONDS = 15.0
+
 
 @dataclass(frozen=True)
 class Workspace:
@@ -76,14 +83,42 @@ def evaluate(message: Message, context: Context) -> Message:
     return _work(message, context)
 
 
+@contextmanager
+def _watched(message: Message) -> Iterator[None]:
+    """End this process if the work hangs: a node works for one message at a time.
+
+    It is the business of processes that Flower starts for one message, which can be
+    spared; a simulated node is a process that others need. The watch is the C
+    library's, so it also ends what never comes back to Python, and says where it was.
+    """
+    task = wire.take(message.content, wire.TASK, ConfigRecord)
+    budget = task.get(wire.BUDGET)
+    if Path(sys.argv[0]).name != _PROCESS or not isinstance(budget, float):
+        yield
+        return
+    faulthandler.dump_traceback_later(budget + _GRACE_SECONDS, exit=True)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
 def _work(message: Message, context: Context) -> Message:
+    with _watched(message):
+        return _train_and_validate(message, context)
+
+
+def _train_and_validate(message: Message, context: Context) -> Message:
     space = _workspace(message, context)
     task = wire.take(message.content, wire.TASK, ConfigRecord)
     received = wire.unpack(wire.take(message.content, wire.MODEL, ArrayRecord))
     options = wire.take(message.content, wire.STRATEGY, ConfigRecord)
     train_ids = wire.integers(task, wire.TRAIN_IDS)
     evaluate_ids = wire.integers(task, wire.EVALUATE_IDS)
-    work = _ClientWork(space, received, _integer(task, wire.ROUND), dict(options))
+    budget = task.get(wire.BUDGET, inf)
+    deadline = time.monotonic() + (budget if isinstance(budget, float) else inf)
+    round = _integer(task, wire.ROUND)
+    work = _ClientWork(space, received, round, dict(options), deadline)
 
     total = aggregation.ExactSum(work.base, _integer(task, wire.COHORT_SIZE))
     trained: list[Row] = []
@@ -139,9 +174,15 @@ class _ClientWork:
     """One round's work on single clients, with the model as it was received."""
 
     def __init__(
-        self, space: Workspace, received: Arrays, round: int, options: dict[str, Any]
+        self,
+        space: Workspace,
+        received: Arrays,
+        round: int,
+        options: dict[str, Any],
+        deadline: float,
     ) -> None:
         self.space = space
+        self.deadline = deadline
         self.received = received
         self.round = round
         self.options = options
@@ -194,6 +235,7 @@ class _ClientWork:
                 seed=seed,
                 augment=augment,
                 term=term,
+                deadline=self.deadline,
             )
             return {wire.LOSS: loss}
 

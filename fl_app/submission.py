@@ -14,17 +14,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 from flwr.cli.build import build_fab_from_files
 from flwr.cli.flower_config import read_superlink_connection
+from flwr.cli.typing import SuperLinkConnection
 from flwr.cli.utils import flwr_cli_exc_handler, init_http_client_from_connection
 from flwr.common.config import parse_config_args
 from flwr.common.serde import fab_to_proto, user_config_to_proto
 from flwr.proto.control_pb2 import (
+    ListNodesRequest,
     ListRunsRequest,
+    RegisterNodeRequest,
     StartRunRequest,
     StopRunRequest,
 )
 from flwr.supercore.fab import Fab
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.utils import simulation_config_from_json
 
 
@@ -48,13 +53,45 @@ class Status:
 
 
 class Connection:
-    """A SuperLink by its name in Flower's config.toml; started first if it is local."""
+    """The way to a SuperLink's Control API."""
 
-    def __init__(self, name: str) -> None:
-        """Raises: click.ClickException: there is none, or it cannot be reached."""
+    def __init__(self, connection: SuperLinkConnection) -> None:
+        """Raises: click.ClickException: the SuperLink cannot be reached."""
         with contextlib.redirect_stdout(io.StringIO()):  # it tells of its own doings
-            connection = read_superlink_connection(name)
             self._client = init_http_client_from_connection(connection)
+
+    @classmethod
+    def named(cls, name: str) -> "Connection":
+        """Connect by a name in Flower's config.toml; a local SuperLink is started.
+
+        Raises:
+            click.ClickException: there is none, or it cannot be reached.
+        """
+        return cls(read_superlink_connection(name))
+
+    @classmethod
+    def to(cls, address: str, authority: Path) -> "Connection":
+        """Connect to HOST:PORT over TLS, trusting that authority's certificate."""
+        trusted = str(authority)
+        return cls(
+            SuperLinkConnection("fl-app", address=address, root_certificates=trusted)
+        )
+
+    def register(self, public_key: Path, name: str) -> int:
+        """Register a node's key; return the id that the node will have."""
+        key = load_ssh_public_key(public_key.read_bytes())
+        request = RegisterNodeRequest(
+            public_key=public_key_to_bytes(key),  # type: ignore[arg-type]
+            name=name,
+        )
+        with flwr_cli_exc_handler():
+            return int(self._client.RegisterNode(request).node_id)
+
+    def online(self) -> int:
+        """Return how many nodes are there."""
+        with flwr_cli_exc_handler():
+            nodes = self._client.ListNodes(ListNodesRequest()).nodes_info
+        return sum(node.status == "online" for node in nodes)
 
     def start(
         self, project: Path, options: Mapping[str, Any], simulation: Mapping[str, Any]
@@ -64,17 +101,20 @@ class Connection:
         Args:
             project: folder of the app.
             options: the run's options that differ from the defaults.
-            simulation: number of simulated nodes and the resources of one.
+            simulation: number of simulated nodes and the resources of one; empty where
+                nodes are real.
         """
         bundle = build_bundle(project)
         request = StartRunRequest(
             fab=fab_to_proto(Fab(hashlib.sha256(bundle).hexdigest(), bundle, {})),
             override_config=user_config_to_proto(dict(options)),
             federation="",
-            override_federation_config=simulation_config_from_json(
-                {key.replace("-", "_"): value for key, value in simulation.items()}
-            ),
         )
+        if simulation:
+            described = {k.replace("-", "_"): v for k, v in simulation.items()}
+            request.override_federation_config.CopyFrom(
+                simulation_config_from_json(described)
+            )
         with flwr_cli_exc_handler():
             return int(self._client.StartRun(request).run_id)
 

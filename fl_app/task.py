@@ -9,6 +9,8 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import inf
+from time import monotonic
 from typing import Any, Protocol
 
 import numpy as np
@@ -111,6 +113,7 @@ def train(
     seed: int,
     augment: Augment | None = None,
     term: Term | None = None,
+    deadline: float = inf,
 ) -> float:
     """Train the model in place; return the mean loss per example over all steps.
 
@@ -119,6 +122,7 @@ def train(
 
     Raises:
         FloatingPointError: the loss is not finite.
+        TimeoutError: `deadline`, a time of the monotonic clock, passed.
     """
     device = next(model.parameters()).device
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -130,6 +134,8 @@ def train(
         batches = Batches(examples, normalise, augment, draws, device)
         for _ in range(options.local_epochs):
             for inputs, targets in batches.epoch(options.batch_size):
+                if monotonic() > deadline:
+                    raise TimeoutError("the round's time was up before training ended")
                 loss = loss_and_gradient(inputs, targets)
                 if term is not None and options.optimizer == "adam":
                     term.add_gradient()

@@ -27,6 +27,7 @@ from strategies.wire import Arrays
 if TYPE_CHECKING:
     from torch import nn
 
+_TRANSPORT_SHARE, _TRANSPORT_SECONDS = 0.1, 30.0
 _FAILED_ROUNDS, _NORMS = "failed-rounds", "accepted-norms"
 
 log = logging.getLogger("flwr.fl_app")
@@ -176,6 +177,7 @@ class FedAvg:
                 wire.NUM_NODES: federation.num_nodes,
                 wire.COHORT_SIZE: max(1, len(train)),
                 wire.SINGLE_UPDATES: int(self.single_updates),
+                wire.BUDGET: budget(self.round_timeout),
             }
             task = ConfigRecord({**shared, **present})
             options = ConfigRecord({**self.client_options(round)})
@@ -229,6 +231,11 @@ class FedAvg:
             )
         result.seconds = time.monotonic() - start
         return result
+
+
+def budget(timeout: float) -> float:
+    """Return the seconds a node may work so that its reply is there at the timeout."""
+    return timeout - min(_TRANSPORT_SHARE * timeout, _TRANSPORT_SECONDS)
 
 
 def _first_reason(result: RoundResult) -> str:

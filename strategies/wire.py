@@ -41,6 +41,7 @@ ROUND = "round"
 TRAIN_IDS = "train-client-ids"
 EVALUATE_IDS = "evaluate-client-ids"
 COHORT_SIZE = "cohort-size"
+BUDGET = "budget"  # seconds a node may work on the message, from its arrival
 SINGLE_UPDATES = "single-updates"  # 1: send each client's update, not their sum
 NUM_NODES = "num-nodes"
 CLIENT_IDS = "client-ids"

@@ -39,8 +39,9 @@ APP_LAYERS = [
     {"data.datasets", "callbacks", "environment"},
     {"checkpoints"},
     {"resuming"},
-    {"client_app", "server_app", "following", "submission"},
-    {"simulation", "doctor"},
+    {"client_app", "server_app", "following", "submission", "certificates"},
+    {"running", "doctor"},
+    {"simulation", "network"},
     {"cli"},
 ]
 

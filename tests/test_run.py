@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -240,6 +241,24 @@ def test_a_client_that_raises_is_left_out_and_named(
     assert {row["client"] for row in failed} == {4}
     assert failed[0]["failure"] == "ValueError: boom"
     assert "Traceback" in failed[0]["traceback"]
+
+
+def test_when_time_is_up_the_clients_that_are_done_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = client_app._ClientWork.train
+
+    def train(work: Any, client: int) -> Any:
+        if client == 2:
+            time.sleep(1.1)
+        return honest(work, client)
+
+    monkeypatch.setattr(client_app._ClientWork, "train", train)
+    folder = run(tmp_path, nodes=1, num_server_rounds=1, round_timeout=1.0)
+    failed = {r["client"]: r["failure"] for r in folder.clients() if r["failure"]}
+    assert sorted(failed) == [2, 3, 4, 5]
+    assert all("the round's time was up" in reason for reason in failed.values())
+    assert [r["client"] for r in folder.clients() if not r["failure"]] == [0, 1]
 
 
 @pytest.mark.parametrize("num_clients", [2, 6])

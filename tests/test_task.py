@@ -1,4 +1,5 @@
 import math
+import time
 from typing import Any
 
 import numpy as np
@@ -131,6 +132,19 @@ def test_a_loss_that_is_not_finite_is_an_error() -> None:
     model = models.build("mlp", (1, 8, 8), 10, seed=0)
     with pytest.raises(FloatingPointError, match="smaller learning-rate"):
         train(model, examples(20), learning_rate=1e30)
+
+
+def test_a_deadline_that_has_passed_ends_training() -> None:
+    model = models.build("logistic", (1, 8, 8), 10, seed=0)
+    with pytest.raises(TimeoutError, match="time was up"):
+        task.train(
+            model,
+            examples(20),
+            options(),
+            NORMALISE,
+            seed=0,
+            deadline=time.monotonic() - 1,
+        )
 
 
 def test_the_learning_rate_decays_each_round() -> None:

@@ -1,0 +1,166 @@
+"""One run from the command line: check, submit, follow, judge."""
+
+import contextlib
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from fl_app import artifacts, checkpoints
+from fl_app.artifacts import RunFolder
+from fl_app.config import ConfigError, RunConfig, project_path
+from fl_app.data import datasets
+from fl_app.following import RunView, first_traceback, follow
+
+if TYPE_CHECKING:
+    from fl_app.submission import Connection
+
+_FLOWER_PREFIX = "Simulation failed with exception: "
+_STOP_SECONDS = 30.0
+_PATIENCE_SECONDS = 600.0  # for a run to begin; others of the user may be before it
+
+
+def prepare(config: RunConfig, num_nodes: int) -> RunConfig:
+    """Check all that can be checked before a process is started; name the run.
+
+    The data set is read (into its cache, the first time) and divided.
+
+    Raises:
+        ConfigError: an option does not fit the data or the machine.
+    """
+    artifacts.usable_results_dir(config)
+    if config.min_nodes > num_nodes:
+        raise ConfigError(
+            f"min-nodes = {config.min_nodes} is more than the {num_nodes} simulated "
+            "nodes: lower it, or raise --nodes"
+        )
+    dataset = datasets.load(config)
+    dataset.partition(config, num_nodes)
+    if config.initial_model:
+        path = project_path(config.initial_model, "initial-model")
+        _, info = artifacts.read_model(path)
+        given = (info.model, info.input_shape, len(info.class_names))
+        wanted = (config.model, dataset.input_shape, len(dataset.class_names))
+        if given != wanted:
+            raise ConfigError(
+                f"initial-model = {config.initial_model!r} is of (model, input shape, "
+                f"classes) {given}, this run of {wanted}: they must be the same"
+            )
+    name = config.run_name or artifacts.unused_name(config)
+    return config.model_copy(update={"run_name": name})
+
+
+def folder_of(config: RunConfig) -> RunFolder:
+    """Return the folder of a run that has a name."""
+    return RunFolder(project_path(config.results_dir, "results-dir") / config.run_name)
+
+
+def run(
+    console: Console,
+    connect: "Callable[[], Connection]",
+    project: Path,
+    config: RunConfig,
+    given: Mapping[str, Any],
+    resources: Mapping[str, Any],
+) -> str | None:
+    """Submit a run and show how it goes; return why it failed, or None.
+
+    Args:
+        console: where progress is shown.
+        connect: returns the way to the SuperLink, once that is up.
+        project: folder of the app.
+        config: all options, checked, with a run name.
+        given: the options that differ from the project's defaults.
+        resources: what is simulated; empty where nodes are real.
+    """
+    options = {**given, "run-name": config.run_name}
+    options |= _absolute_paths(config)
+    folder = folder_of(config)
+    with RunView(console, config.num_server_rounds) as view:
+        connection = connect()
+        run_id = connection.start(project, options, resources)
+        try:
+            with stopped_by_signals():
+                waits = follow(
+                    folder,
+                    view,
+                    lambda: connection.status(run_id).state,
+                    patience=_PATIENCE_SECONDS,
+                )
+        except KeyboardInterrupt:
+            return _stop(connection, run_id, folder, "it was stopped by the user")
+        if waits:
+            reason = (
+                f"it was {waits} for {_PATIENCE_SECONDS:g} seconds: another run may "
+                "hold Flower's SuperLink; `flwr ls` lists them"
+            )
+            return _stop(connection, run_id, folder, reason)
+    status = connection.status(run_id)
+    if status.completed and folder.summary() is not None:
+        return None
+    return _failure(folder, status.details or f"it ended {status.sub_state}")
+
+
+@contextlib.contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """Take a request to end (a batch queue's, a closed terminal's) as Ctrl-C."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signals = (signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, interrupt) for number in signals]
+    try:
+        yield
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)
+
+
+def _stop(connection: "Connection", run_id: int, folder: RunFolder, reason: str) -> str:
+    """Stop the run, wait until it has, and say so."""
+    connection.stop(run_id)
+    deadline = time.monotonic() + _STOP_SECONDS
+    while not connection.status(run_id).finished and time.monotonic() < deadline:
+        time.sleep(0.3)
+    return _failure(folder, reason)
+
+
+def _absolute_paths(config: RunConfig) -> dict[str, str]:
+    """Return the options that are paths, as the run's processes can use them."""
+    given = {
+        "results-dir": config.results_dir,
+        "data-dir": config.data_dir,
+        "initial-model": config.initial_model,
+    }
+    if config.dataset.startswith(("~", ".")):
+        given["dataset"] = config.dataset
+    return {
+        option: str(project_path(value, option).resolve())
+        for option, value in given.items()
+        if value
+    }
+
+
+def _failure(folder: RunFolder, details: str) -> str:
+    """Say why a run failed, with the first client's traceback where there is one.
+
+    A run whose process was killed had no chance to leave its error.json.
+    """
+    reason = details.removeprefix(_FLOWER_PREFIX)
+    if "No heartbeat" in reason:
+        reason += ": its server process died or hung (was memory short?)"
+    if folder.path.exists() and folder.error() is None:
+        folder.write_error(RuntimeError(reason))
+    trace = first_traceback(folder)
+    parts = [f"error: the run failed: {reason}"]
+    if trace:
+        parts.append(f"First failure: {trace}")
+    if folder.path.exists():
+        parts.append(f"What it left is in {folder.path}")
+    if checkpoints.exist(folder.path):
+        parts.append(f"To go on: fl-app run -c 'resume=\"{folder.name}\"'")
+    return "\n".join(parts)

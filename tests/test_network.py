@@ -1,0 +1,110 @@
+"""The app over a real SuperLink and real SuperNodes, with TLS and keys, on loopback."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from fl_app import network
+from fl_app.artifacts import RunFolder
+from tests.conftest import PROJECT
+from tests.test_cli import FL_APP
+from tests.test_run import QUICK, run
+
+pytestmark = pytest.mark.network
+
+OPTIONS = " ".join(f"{key}={json.dumps(value)}" for key, value in QUICK.items())
+SECONDS = 240
+
+
+def start(tmp_path: Path, command: str, options: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [str(FL_APP), command, "-c", f'results-dir="{tmp_path}" {options}'],
+        env={
+            **os.environ,
+            "FLWR_HOME": str(tmp_path / "flwr"),
+            "TMPDIR": str(tmp_path),
+            "NO_COLOR": "1",
+        },
+        cwd=PROJECT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def of_this_test(tmp_path: Path) -> list[str]:
+    """Command lines of processes that were started, at any remove, by this test."""
+    mark = f"FLWR_HOME={tmp_path}".encode()
+    found = []
+    for pid in network._processes():
+        if any(v.startswith(mark) for v in network._environment(pid)):
+            line = Path(f"/proc/{pid}/cmdline")
+            found.append(line.read_text().replace("\0", " ") if line.exists() else "")
+    return [line for line in found if line]
+
+
+def wait_until_gone(tmp_path: Path) -> None:
+    deadline = time.monotonic() + 60
+    while of_this_test(tmp_path):
+        assert time.monotonic() < deadline, of_this_test(tmp_path)
+        time.sleep(0.3)
+
+
+def wait_for_round(folder: RunFolder, round: int) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not any(row["round"] >= round for row in folder.metrics()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def sha(folder: RunFolder) -> str:
+    summary = folder.summary()
+    assert summary is not None
+    return str(summary["model_sha256"])
+
+
+def test_three_supernodes_make_the_simulations_model(tmp_path: Path) -> None:
+    started = start(tmp_path, "network", f'{OPTIONS} run-name="net"')
+    said, _ = started.communicate(timeout=SECONDS)
+    assert started.returncode == 0, said
+    assert "round 3/3" in said
+    here = run(tmp_path, run_name="here")
+    assert sha(RunFolder(tmp_path / "net")) == sha(here)
+    assert {p.name for p in (tmp_path / "net").iterdir()} == {
+        p.name for p in here.path.iterdir()
+    }
+    wait_until_gone(tmp_path)
+
+
+def test_killed_it_leaves_no_process_and_goes_on_to_the_same_model(
+    tmp_path: Path,
+) -> None:
+    name = f'{OPTIONS} run-name="net"'
+    started = start(tmp_path, "network", name)
+    folder = RunFolder(tmp_path / "net")
+    wait_for_round(folder, 1)
+    started.send_signal(signal.SIGKILL)
+    started.wait()
+    wait_until_gone(tmp_path)
+    assert folder.summary() is None
+    resumed = start(tmp_path, "network", 'resume="net"')
+    said, _ = resumed.communicate(timeout=SECONDS)
+    assert resumed.returncode == 0, said
+    assert sha(folder) == sha(run(tmp_path, run_name="here"))
+    wait_until_gone(tmp_path)
+
+
+def test_ctrl_c_ends_all_of_it(tmp_path: Path) -> None:
+    started = start(tmp_path, "network", f'{OPTIONS} run-name="net"')
+    wait_for_round(RunFolder(tmp_path / "net"), 0)
+    started.send_signal(signal.SIGINT)
+    said, _ = started.communicate(timeout=90)
+    assert started.returncode == 1, said
+    assert "it was stopped by the user" in said
+    assert "To go on: fl-app run -c 'resume=\"net\"'" in said
+    wait_until_gone(tmp_path)
