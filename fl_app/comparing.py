@@ -11,6 +11,8 @@ from fl_app.artifacts import write_atomically
 from fl_app.comparison import Method
 from fl_app.config import ConfigError, project_path
 
+_ACROSS = 3
+
 
 def write(console: Console, names: Sequence[str], tail: int, output: str) -> Path:
     """Print the comparison of finished runs and write it; return its folder.
@@ -43,10 +45,14 @@ def _folder(name: str) -> Path:
 
 def _print(console: Console, methods: Sequence[Method], tail: int) -> None:
     header, rows = tables.table(methods, tail)
-    table = Table(*header)
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
+    across = len(rows) <= _ACROSS  # a method a column is narrow enough to be read
+    lines = [header, *rows]
+    if across:
+        lines = [list(line) for line in zip(*lines, strict=True)]
+    table = Table(*lines[0])
+    for cells in lines[1:]:
+        table.add_row(*cells)
+    console.print(table, soft_wrap=not across)
     for line in tables.difference_lines(methods):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
@@ -61,7 +67,7 @@ def picture(methods: Sequence[Method]) -> bytes:
         _bands(methods, "test_accuracy"),
         _bands(methods, loss),
         title,
-        loss_of="test images" if on_test else "training (clients)",
+        loss_of="test examples" if on_test else "training (clients)",
     )
 
 

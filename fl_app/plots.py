@@ -31,11 +31,11 @@ def curves(rows: Sequence[Mapping[str, Any]], title: str) -> bytes:
     _line(accuracy, rows, "test_accuracy", label="test", style="server")
     label = "validation (clients)"
     _line(accuracy, rows, "validation_accuracy", label=label, style="clients")
-    accuracy.set(title="Accuracy", ylabel="fraction of images classified right")
+    accuracy.set(title="Accuracy", ylabel="fraction of examples classified right")
     _zoom(accuracy, rows, ("test_accuracy", "validation_accuracy"))
     _line(loss, rows, "test_loss", label="test", style="server")
     _line(loss, rows, "train_loss", label="training (clients)", style="clients")
-    loss.set(title="Loss", ylabel="cross-entropy per image (nats)")
+    loss.set(title="Loss", ylabel="cross-entropy per example (nats)")
     loss.set_ylim(bottom=0)
     last = max(1, int(rows[-1]["round"])) if rows else 1
     for axes, corner in ((accuracy, "lower right"), (loss, "upper right")):
@@ -192,8 +192,9 @@ def comparison(
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.margins(x=0)
         axes.grid(**_GRID)
-    panels[0].set(title="Test accuracy", ylabel="fraction of images classified right")
-    panels[1].set(title=f"Loss, {loss_of}", ylabel="cross-entropy per image (nats)")
+    panels[0].set(title="Test accuracy", ylabel="fraction of examples classified right")
+    panels[1].set(title=f"Loss, {loss_of}", ylabel="cross-entropy per example (nats)")
+    panels[0].set_ylim(bottom=max(0.0, panels[0].get_ylim()[0]))
     panels[1].set_ylim(bottom=0)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(

@@ -21,7 +21,7 @@ STRATEGY_LAYERS = [
 ]
 APP_LAYERS = [
     {"models"},
-    {"config", "startup"},
+    {"config", "startup", "orphans"},
     {
         "optim",
         "batches",

@@ -1,0 +1,44 @@
+"""Ends a server process that its SuperLink has left behind.
+
+When the process that started it is gone, Flower interrupts a ServerApp, but then waits
+without a bound for a SuperLink that no longer answers. The lock on the run's folder
+waits with it, and the run could not be resumed.
+"""
+
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Sequence
+
+log = logging.getLogger("flwr.fl_app")
+
+_FLAG = "--parent-pid"
+_GRACE_SECONDS = 5.0  # to finish the run's files
+
+
+def end_with_parent(arguments: Sequence[str] = sys.argv) -> None:
+    """Have this process end soon after the one its command line names as parent."""
+    if _FLAG not in arguments:
+        return  # a simulation's, or a test's
+    parent = int(arguments[arguments.index(_FLAG) + 1])
+    threading.Thread(target=_watch, args=(parent,), daemon=True, name="parent").start()
+
+
+def _watch(parent: int) -> None:
+    while _is_alive(parent):
+        time.sleep(0.5)
+    log.warning("The process that started this one is gone: the run ends here")
+    time.sleep(_GRACE_SECONDS)
+    os._exit(1)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
