@@ -70,19 +70,33 @@ def run(
 @cli.command()
 def network(
     run_config: RunConfigArguments = None,
-    nodes: Annotated[int, typer.Option(help="SuperNodes to start.")] = 3,
+    nodes: Annotated[
+        int | None, typer.Option(help="SuperNodes to start. Default: 3.")
+    ] = None,
+    data: Annotated[
+        str, typer.Option(help="Give each folder in this one to a node of its own.")
+    ] = "",
 ) -> None:
     """Train over a real SuperLink and SuperNodes on this machine, with TLS and keys."""
     from fl_app import following, running
     from fl_app import network as networks
 
-    environment.check_nodes(nodes)
+    if data and nodes is not None:
+        raise ConfigError("--data starts a node for each folder: leave --nodes out")
+    environment.check_nodes(3 if nodes is None else nodes)
     project = environment.find_project()
     environment.setup(project)
-    config, given = resolve(run_config)
+    arguments = list(run_config or [])
+    if data:
+        folder = Path(data).expanduser().resolve()
+        arguments = [*networks.options_for(folder), *arguments]
+        configs = networks.owning(folder)
+    else:
+        configs = networks.sharing(nodes or 3)
+    config, given = resolve(arguments)
     with console.status("reading the data", spinner="dots"):
-        config = running.prepare(config, nodes)
-    failure = networks.run(console, project, config, given, nodes)
+        config = running.prepare(config, len(configs))
+    failure = networks.run(console, project, config, given, configs)
     if failure is not None:
         console.print(failure, soft_wrap=True, markup=False, highlight=False)
         raise typer.Exit(1)

@@ -28,7 +28,10 @@ from flwr.app import (
 from flwr.clientapp import ClientApp
 
 import strategies
-from fl_app.config import RunConfig
+from fl_app.config import ConfigError, RunConfig
+from fl_app.data import private
+from fl_app.data.datasets import recipe_for
+from fl_app.data.decoding import level_counts
 from strategies import aggregation, wire
 from strategies.interfaces import Term
 from strategies.randomness import keyed_seed
@@ -65,10 +68,34 @@ class Workspace:
 
 @app.query()
 def query(message: Message, context: Context) -> Message:
-    """Answer which clients this node hosts: here, any client of a shared data set."""
-    counts = _workspace(message, context).partition.label_counts()
-    hosted = wire.pack({wire.LABEL_COUNTS: counts})
-    return Message(RecordDict({wire.HOSTED: hosted}), reply_to=message)
+    """Answer which clients this node hosts.
+
+    That is any client of a data set that every node can read; or the node's own data,
+    of which it first says what must be known to agree on a layout.
+    """
+    config = RunConfig.from_options(dict(_options(message, context)), recipe_for)
+    own = private.Node.of(context.node_config)
+    if config.dataset != private.NAME and own is not None:
+        raise ConfigError(
+            f"this node has data of its own (data-path): the run must have dataset = "
+            f"{private.NAME!r}, it has {config.dataset!r}"
+        )
+    if config.dataset == private.NAME and own is None:
+        raise ConfigError("this node has no data-path in its node-config")
+    if own is not None and _agreed(message) is None:
+        described = ConfigRecord({wire.JSON: own.describe()})
+        return Message(RecordDict({wire.DESCRIBED: described}), reply_to=message)
+    space = _workspace(message, context)
+    if own is None:
+        hosted = {wire.LABEL_COUNTS: space.partition.label_counts()}
+    else:
+        task = wire.take(message.content, wire.TASK, ConfigRecord)
+        (client,) = wire.integers(task, wire.CLIENT_IDS)
+        hosted = {
+            wire.LABEL_COUNTS: space.partition.counts_of(client)[None],
+            wire.LEVEL_COUNTS: level_counts(space.dataset.train_images),
+        }
+    return Message(RecordDict({wire.HOSTED: wire.pack(hosted)}), reply_to=message)
 
 
 @app.train()
@@ -253,16 +280,33 @@ class _ClientWork:
         return update, row | metrics
 
 
-def _workspace(message: Message, context: Context) -> Workspace:
-    task = wire.take(message.content, wire.TASK, ConfigRecord)
+def _options(message: Message, context: Context) -> Options:
+    """Return the run's options: as the server sends them, or else as submitted."""
     sent = wire.find(message.content, wire.OPTIONS, ConfigRecord)
     resolved = json.loads(str(sent[wire.JSON])) if sent else {}
-    options = tuple(sorted((resolved or context.run_config).items()))
-    return _cached_workspace(options, _integer(task, wire.NUM_NODES))
+    return tuple(sorted((resolved or context.run_config).items()))
+
+
+def _agreed(message: Message) -> str | None:
+    record = wire.find(message.content, wire.AGREED, ConfigRecord)
+    return None if record is None else str(record[wire.JSON])
+
+
+def _workspace(message: Message, context: Context) -> Workspace:
+    task = wire.take(message.content, wire.TASK, ConfigRecord)
+    own = private.Node.of(context.node_config)
+    return _cached_workspace(
+        _options(message, context),
+        _integer(task, wire.NUM_NODES),
+        own,
+        _agreed(message) or "" if own else "",
+    )
 
 
 @lru_cache(maxsize=1)
-def _cached_workspace(options: Options, num_nodes: int) -> Workspace:
+def _cached_workspace(
+    options: Options, num_nodes: int, own: private.Node | None, agreed: str
+) -> Workspace:
     """Open the data and build the model, once per run and process."""
     import torch
 
@@ -271,13 +315,15 @@ def _cached_workspace(options: Options, num_nodes: int) -> Workspace:
 
     config = RunConfig.from_options(dict(options), datasets.recipe_for)
     torch.set_num_threads(config.num_threads)
-    dataset = datasets.load(config)
+    dataset = own.load(agreed) if own else datasets.load(config)
     shape, classes = dataset.input_shape, len(dataset.class_names)
     model = task.place(models.build(config.model, shape, classes, seed=0))
     return Workspace(
         config,
         dataset,
-        dataset.partition(config, num_nodes),
+        private.partition(dataset, config)
+        if own
+        else dataset.partition(config, num_nodes),
         model,
         task.Normalisation(dataset.mean, dataset.std, dataset.full_scale),
     )

@@ -78,6 +78,8 @@ class RunConfig(BaseModel):
     synthetic_alpha: float = Field(ge=0, allow_inf_nan=False)
     synthetic_beta: float = Field(ge=0, allow_inf_nan=False)
     validation_fraction: float = Field(ge=0, lt=1)
+    test_path: str
+    class_names: str
     augment: bool
 
     model: str

@@ -25,6 +25,7 @@ from rich.console import Console
 
 from fl_app import certificates, running
 from fl_app.config import ConfigError, RunConfig
+from fl_app.data import reading
 from fl_app.environment import SetupError
 
 if TYPE_CHECKING:
@@ -224,9 +225,13 @@ def _environment(pid: int) -> list[bytes]:
 
 @contextlib.contextmanager
 def federation(
-    project: Path, num_nodes: int
+    project: Path, nodes: Sequence[Mapping[str, Any]]
 ) -> Iterator[tuple[Network, "Connection", list[Process]]]:
     """Run a SuperLink and nodes, authenticated over TLS, for as long as the block.
+
+    Args:
+        project: the working directory of all processes.
+        nodes: the configuration of each node.
 
     Raises:
         SetupError: a process does not start.
@@ -235,7 +240,7 @@ def federation(
 
     with tempfile.TemporaryDirectory(prefix="fl-app-network-") as folder:
         network = Network(Path(folder), project)
-        names = [f"node{i}" for i in range(num_nodes)]
+        names = [f"node{i}" for i in range(len(nodes))]
         certificates.make(network.folder, hosts=[_HOST], nodes=names, days=7)
         try:
             network.start_superlink()
@@ -243,16 +248,40 @@ def federation(
             connection = Connection.to(address, network.folder / "ca.crt")
             for name in names:
                 connection.register(network.folder / f"{name}.pub", name)
-            nodes = [
-                network.start_supernode(
-                    name, {"partition-id": i, "num-partitions": num_nodes}
-                )
-                for i, name in enumerate(names)
+            started = [
+                network.start_supernode(name, config)
+                for name, config in zip(names, nodes, strict=True)
             ]
-            network.wait_online(connection, nodes)
-            yield network, connection, nodes
+            network.wait_online(connection, started)
+            yield network, connection, started
         finally:
             network.stop()
+
+
+def sharing(num_nodes: int) -> list[dict[str, Any]]:
+    """Return the configurations of nodes that can all read all of the data."""
+    return [{"partition-id": i, "num-partitions": num_nodes} for i in range(num_nodes)]
+
+
+def owning(folder: Path) -> list[dict[str, Any]]:
+    """Return the configurations of nodes that each have a folder of their own.
+
+    Raises:
+        ConfigError: there is no folder in it.
+    """
+    owners = reading.owner_folders(folder) if folder.is_dir() else []
+    if not owners:
+        raise ConfigError(
+            f"--data {str(folder)!r}: it must be a folder with a folder for each node"
+        )
+    return [{"data-path": str(owner), "client-id": owner.name} for owner in owners]
+
+
+def options_for(folder: Path) -> list[str]:
+    """Return the options of a run over `owning` nodes, as `--run-config` takes them."""
+    test = folder / reading.TEST_FOLDER
+    judged = [f'test-path="{test}"'] if test.is_dir() else []
+    return ['dataset="private"', *judged]
 
 
 def run(
@@ -260,7 +289,7 @@ def run(
     project: Path,
     config: RunConfig,
     given: Mapping[str, Any],
-    num_nodes: int,
+    nodes: Sequence[Mapping[str, Any]],
 ) -> str | None:
     """Run on a network of this machine; return why it failed, or None.
 
@@ -269,15 +298,15 @@ def run(
         project: folder of the app.
         config: all options, checked, with a run name.
         given: the options that differ from the project's defaults.
-        num_nodes: SuperNodes to start.
+        nodes: the configuration of each SuperNode to start.
     """
     if not sys.platform.startswith("linux"):
         raise ConfigError("fl-app network needs Linux: it finds its processes in /proc")
     with contextlib.ExitStack() as stack:
 
         def connect() -> "Connection":
-            entered = stack.enter_context(federation(project, num_nodes))
-            return entered[1]
+            _, connection, _ = stack.enter_context(federation(project, nodes))
+            return connection
 
-        everyone = {**given, "min-nodes": max(config.min_nodes, num_nodes)}
+        everyone = {**given, "min-nodes": max(config.min_nodes, len(nodes))}
         return running.run(console, connect, project, config, everyone, {})

@@ -12,7 +12,7 @@ from rich.console import Console
 from fl_app import artifacts, checkpoints
 from fl_app.artifacts import RunFolder
 from fl_app.config import ConfigError, RunConfig, project_path
-from fl_app.data import datasets
+from fl_app.data import datasets, private
 from fl_app.following import RunView, first_traceback, follow
 
 if TYPE_CHECKING:
@@ -37,9 +37,10 @@ def prepare(config: RunConfig, num_nodes: int) -> RunConfig:
             f"min-nodes = {config.min_nodes} is more than the {num_nodes} simulated "
             "nodes: lower it, or raise --nodes"
         )
-    dataset = datasets.load(config)
-    dataset.partition(config, num_nodes)
-    if config.initial_model:
+    if config.dataset != private.NAME:
+        dataset = datasets.load(config)
+        dataset.partition(config, num_nodes)
+    if config.initial_model and config.dataset != private.NAME:
         path = project_path(config.initial_model, "initial-model")
         _, info = artifacts.read_model(path)
         given = (info.model, info.input_shape, len(info.class_names))
@@ -135,6 +136,7 @@ def _absolute_paths(config: RunConfig) -> dict[str, str]:
         "results-dir": config.results_dir,
         "data-dir": config.data_dir,
         "initial-model": config.initial_model,
+        "test-path": config.test_path,
     }
     if config.dataset.startswith(("~", ".")):
         given["dataset"] = config.dataset

@@ -35,21 +35,25 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the federation that the run's options describe."""
-    from fl_app.data import datasets
+    from fl_app.data import datasets, private
 
     start = time.monotonic()
     orphans.end_with_parent()
     config = read_config(context.run_config)
     artifacts.usable_results_dir(config)
-    dataset = datasets.load(config)
-    arrays, info = initial_model(config, dataset)
+    agreement = private.Agreement(config) if config.dataset == private.NAME else None
+    shared = None if agreement else datasets.load(config)
     strategy = build_strategy(config)
     federation = Federation(
         grid,
         min_nodes=config.min_nodes,
         node_timeout=config.node_timeout,
         options=config.for_clients(),
+        agreement=agreement,
     )
+    dataset = agreement.dataset() if agreement else shared
+    assert dataset is not None
+    arrays, info = initial_model(config, dataset)
     with resuming.opened(config, federation.label_counts) as (folder, checkpoint):
         log.info("Results go to %s", folder.path)
         first, rows = 0, []

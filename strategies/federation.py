@@ -7,9 +7,9 @@ of the data, any node can train any client, and `deal` spreads a cohort over the
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
@@ -17,6 +17,9 @@ from flwr.serverapp import Grid
 
 from strategies import wire
 from strategies.randomness import keyed_generator
+from strategies.wire import Arrays
+
+T = TypeVar("T")
 
 _PULLED = 4  # replies pulled at once: each may be as large as the model
 _PATIENCE = 0.03  # share of the time waited so far that a reply may lie unnoticed
@@ -37,6 +40,16 @@ class Reply:
     error: str = ""
 
 
+class Agreement(Protocol):
+    """What nodes with data of their own must have in common; the application's."""
+
+    def agree(self, told: Mapping[int, str]) -> tuple[str, dict[int, str]]:
+        """Return what holds for all nodes, and why some cannot take part."""
+
+    def complete(self, levels: Sequence[Any]) -> str:
+        """Return it with what follows from the clients' counts of levels."""
+
+
 class Federation:
     """The nodes of a run, the clients they host, and the exchange of messages."""
 
@@ -47,6 +60,7 @@ class Federation:
         min_nodes: int,
         node_timeout: float,
         options: Mapping[str, Any] | None = None,
+        agreement: Agreement | None = None,
     ) -> None:
         """Wait for nodes and ask each what it hosts.
 
@@ -54,6 +68,8 @@ class Federation:
             grid: Flower's way to the nodes.
             options: the run's options; every message carries them, for a resumed run's
                 are not those it was submitted with.
+            agreement: how nodes that each have data of their own are brought to one
+                layout; None where every node can read all of the data.
             min_nodes: how many nodes to wait for.
             node_timeout: seconds to wait for them, and for their answers.
 
@@ -67,7 +83,15 @@ class Federation:
         self.label_counts: np.ndarray[tuple[int, int], np.dtype[np.int64]]
         """Training examples per client and class, shape (num_clients, num_classes)."""
         self.node_ids = self._wait_for_nodes(min_nodes, node_timeout)
-        self._query(node_timeout)
+        self.num_nodes = len(self.node_ids)
+        """Number of nodes that were asked; `num-clients` = 0 stands for it."""
+        self._agreed: ConfigRecord | None = None
+        self._node_of: dict[int, int] | None = None
+        """Per client, the node that hosts it; None where any node can."""
+        if agreement is None:
+            self._query_shared(node_timeout)
+        else:
+            self._query_private(agreement, node_timeout)
 
     def _wait_for_nodes(self, min_nodes: int, timeout: float) -> list[int]:
         deadline = time.monotonic() + timeout
@@ -81,32 +105,82 @@ class Federation:
             time.sleep(0.2)
         return nodes
 
-    def _query(self, timeout: float) -> None:
-        """Learn from every node which clients it hosts."""
-        self.num_nodes = len(self.node_ids)
-        """Number of nodes that were asked; `num-clients` = 0 stands for it."""
-        task = ConfigRecord({wire.NUM_NODES: self.num_nodes})
-        contents = {node: RecordDict({wire.TASK: task}) for node in self.node_ids}
-        counts, answered, errors = [], [], []
-        for reply in self.exchange(contents, wire.QUERY, timeout=timeout):
-            try:
-                counts.append(_label_counts(reply))
-                answered.append(reply.node_id)
-            except Exception as error:  # whatever a node may send
-                errors.append(f"node {reply.node_id}: {error}")
-                log.warning("Node %d does not take part: %s", reply.node_id, error)
-        if len(answered) < self._min_nodes:
-            raise FederationError(
-                f"{len(answered)} nodes can take part, min-nodes = {self._min_nodes}; "
-                f"the first that cannot: {errors[0]}"
-            )
+    def _query_shared(self, timeout: float) -> None:
+        """Learn from every node which clients there are; all must say the same."""
+        hosted = self._ask(dict.fromkeys(self.node_ids, -1), _hosted, timeout)
+        counts = [arrays[wire.LABEL_COUNTS] for arrays in hosted.values()]
         if any(not np.array_equal(counts[0], other) for other in counts[1:]):
             raise FederationError(
                 "the nodes read different data under one name: the label counts of "
                 "their partitions differ"
             )
-        self.node_ids = sorted(answered)
+        self.node_ids = sorted(hosted)
         self.label_counts = counts[0]
+
+    def _query_private(self, agreement: Agreement, timeout: float) -> None:
+        """Learn what each node has, agree on a layout, learn what that makes of it.
+
+        Clients are numbered in order of their names.
+        """
+        told = self._ask(dict.fromkeys(self.node_ids, -1), _description, timeout)
+        nodes = list(told)
+        while True:  # until all that agreed have answered: a round or two
+            text, refused = agreement.agree({node: told[node][1] for node in nodes})
+            for node, reason in sorted(refused.items()):
+                log.warning("Node %d does not take part: %s", node, reason)
+            nodes = [node for node in nodes if node not in refused]
+            nodes.sort(key=lambda node: told[node][0])
+            first = next(iter(sorted(refused.items())), None)
+            self._require(len(nodes), first and f"node {first[0]}: {first[1]}")
+            self._agreed = ConfigRecord({wire.JSON: text})
+            numbers = {node: client for client, node in enumerate(nodes)}
+            hosted = self._ask(numbers, _hosted_alone, timeout)
+            if len(hosted) == len(nodes):
+                break
+            nodes = list(hosted)
+        self.node_ids = sorted(nodes)
+        self._node_of = dict(enumerate(nodes))
+        self.label_counts = np.concatenate(
+            [hosted[n][wire.LABEL_COUNTS] for n in nodes]
+        )
+        complete = agreement.complete([hosted[n][wire.LEVEL_COUNTS] for n in nodes])
+        self._agreed = ConfigRecord({wire.JSON: complete})
+
+    def _ask(
+        self, nodes: Mapping[int, int], read: Callable[[Reply], T], timeout: float
+    ) -> dict[int, T]:
+        """Query nodes; return what those that can take part answer, as read.
+
+        Args:
+            nodes: per node, the client that it is; -1 where that is not settled.
+            read: takes in a reply; what it raises keeps a node from taking part.
+            timeout: seconds to wait for the answers.
+
+        Raises:
+            FederationError: they are fewer than `min_nodes`.
+        """
+        contents = {}
+        for node, client in nodes.items():
+            task = ConfigRecord({wire.NUM_NODES: self.num_nodes})
+            task[wire.CLIENT_IDS] = [client]
+            contents[node] = RecordDict({wire.TASK: task})
+        answers: dict[int, T] = {}
+        errors = []
+        for reply in self.exchange(contents, wire.QUERY, timeout=timeout):
+            try:
+                answers[reply.node_id] = read(reply)
+            except Exception as error:  # whatever a node may send
+                errors.append(f"node {reply.node_id}: {error}")
+                log.warning("Node %d does not take part: %s", reply.node_id, error)
+        self._require(len(answers), errors[0] if errors else None)
+        return answers
+
+    def _require(self, answered: int, first_error: str | None) -> None:
+        if answered < self._min_nodes:
+            raise FederationError(
+                f"{answered} nodes can take part, min-nodes = {self._min_nodes}; the "
+                f"first that cannot: {first_error}"
+            )
 
     @property
     def client_ids(self) -> list[int]:
@@ -121,12 +195,16 @@ class Federation:
         """Return the clients each node is to train, balanced by number of examples.
 
         Largest first to the node with the least so far (Graham 1969, at most 4/3 of
-        the best makespan). Nodes that would get no client are left out.
+        the best makespan). Nodes that would get no client are left out. A client that
+        only one node has is dealt to that.
         """
         shares: dict[int, list[int]] = {node: [] for node in self.node_ids}
         loads = dict.fromkeys(self.node_ids, 0)
         for client in sorted(cohort, key=lambda c: (-self.num_examples(c), c)):
-            node = min(self.node_ids, key=lambda n: (loads[n], n))
+            if self._node_of is not None:
+                node = self._node_of[client]
+            else:
+                node = min(self.node_ids, key=lambda n: (loads[n], n))
             shares[node].append(client)
             loads[node] += self.num_examples(client)
         return {node: sorted(clients) for node, clients in shares.items() if clients}
@@ -148,6 +226,8 @@ class Federation:
         waiting: dict[str, int] = {}
         for node, content in contents.items():
             content[wire.OPTIONS] = self._options
+            if self._agreed is not None:
+                content[wire.AGREED] = self._agreed
             message = Message(content, node, message_type, ttl=timeout)
             sent = [i for i in self._grid.push_messages([message]) if i]
             if sent:
@@ -170,17 +250,41 @@ class Federation:
             yield Reply(node, None, f"no reply within {timeout:g} seconds")
 
 
-def _label_counts(reply: Reply) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
-    """Return what a node says it hosts, (num_clients, num_classes)."""
+def _content(reply: Reply) -> RecordDict:
     if reply.content is None:
         raise ValueError(reply.error)
-    hosted = wire.unpack(wire.take(reply.content, wire.HOSTED, ArrayRecord))
+    return reply.content
+
+
+def _description(reply: Reply) -> tuple[str, str]:
+    """Return a client's name, and all that its node tells of it."""
+    described = wire.take(_content(reply), wire.DESCRIBED, ConfigRecord)
+    text = str(described[wire.JSON])
+    return str(json.loads(text)["client"]), text
+
+
+def _hosted(reply: Reply) -> Arrays:
+    """Return what a node says it hosts: label counts (num_clients, num_classes)."""
+    hosted = wire.unpack(wire.take(_content(reply), wire.HOSTED, ArrayRecord))
     counts = hosted[wire.LABEL_COUNTS]
     if counts.dtype != np.int64 or counts.ndim != 2 or 0 in counts.shape:
         raise ValueError(f"label counts are {counts.dtype} of shape {counts.shape}")
     if counts.min() < 0 or counts.sum(axis=1).min() < 1:
         raise ValueError("label counts are negative, or of a client without examples")
-    return counts
+    return hosted
+
+
+def _hosted_alone(reply: Reply) -> Arrays:
+    """Return what a node hosts that is one client: level counts (channels, 256) too."""
+    hosted = _hosted(reply)
+    if len(hosted[wire.LABEL_COUNTS]) != 1:
+        raise ValueError("a node with data of its own is one client")
+    levels = hosted[wire.LEVEL_COUNTS]
+    if levels.dtype != np.int64 or levels.ndim != 2 or levels.shape[1] != 256:
+        raise ValueError(f"level counts are {levels.dtype} of shape {levels.shape}")
+    if levels.min() < 0 or levels.sum(axis=1).min() < 1:
+        raise ValueError("level counts are negative, or of no pixel")
+    return hosted
 
 
 def sample_cohort(

@@ -26,6 +26,7 @@ EVALUATE = "evaluate"  # validate only
 MODEL = "model"  # ArrayRecord: the global model, server -> node
 TASK = "task"  # ConfigRecord: what to do in this round, server -> node
 OPTIONS = "options"  # ConfigRecord: the run's options as the server resolved them
+AGREED = "agreed"  # ConfigRecord: what holds for the data of all nodes, server -> node
 STRATEGY = "strategy"  # ConfigRecord: options for the strategy's client half
 SUM = "sum"  # ArrayRecord: exact weighted sum of several clients' updates
 UPDATE = "update"  # ArrayRecord: one client's update; see `update_of`
@@ -34,6 +35,7 @@ VALIDATED = "validated"  # MetricRecord: one list entry per client validated
 FAILED = "failed"  # ConfigRecord: one list entry per client left out
 NOT_VALIDATED = "not-validated"  # ConfigRecord: likewise, of validation alone
 HOSTED = "hosted"  # ArrayRecord: what a node hosts, the answer to a query
+DESCRIBED = "described"  # ConfigRecord: a node's own data, the answer to a first query
 
 # Keys.
 JSON = "json"
@@ -47,6 +49,7 @@ NUM_NODES = "num-nodes"
 CLIENT_IDS = "client-ids"
 NUM_EXAMPLES = "num-examples"
 LABEL_COUNTS = "label-counts"
+LEVEL_COUNTS = "level-counts"
 LOSS = "loss"
 NUM_CORRECT = "num-correct"
 SECONDS = "seconds"

@@ -55,11 +55,16 @@ class LocalGrid(Grid):
         return [reply for reply in replies if reply is not None]
 
 
-def app_node(app: ClientApp, options: Mapping[str, Any]) -> Handler:
+def app_node(
+    app: ClientApp,
+    options: Mapping[str, Any],
+    node_config: Mapping[str, Any] | None = None,
+) -> Handler:
     """Return a node that runs the ClientApp; what it raises is an error reply."""
 
     def handle(message: Message) -> Message:
-        context = Context(1, 1, {}, RecordDict(), dict(options))
+        own = dict(node_config or {})
+        context = Context(1, 1, own, RecordDict(), dict(options))
         try:
             return app(message, context)
         except Exception as error:

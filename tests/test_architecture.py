@@ -37,6 +37,7 @@ APP_LAYERS = [
     {"tables"},
     {"comparing"},
     {"data.datasets", "callbacks", "environment"},
+    {"data.private"},
     {"checkpoints"},
     {"resuming"},
     {"client_app", "server_app", "following", "submission", "certificates"},

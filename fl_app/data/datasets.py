@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,24 @@ def _synthetic(config: RunConfig) -> Source:
     return key, lambda: synthetic.generate(*drawn)
 
 
+def _private(config: RunConfig) -> Source:
+    """Refuse: there is nothing to be read in one place."""
+    raise ConfigError(
+        "dataset = 'private' is the data of real nodes, each with its data-path (see "
+        "docs/deployment.md, or `fl-app network --data DIR`); to simulate it, give "
+        "the folder of the clients' folders as dataset, with partitioner = 'folders'"
+    )
+
+
+_OTHER = Recipe(
+    model="improved-cnn",
+    num_server_rounds=20,
+    local_epochs=2,
+    batch_size=32,
+    learning_rate=0.02,
+    augment=False,
+)
+
 DATASETS: dict[str, DatasetSpec] = {
     "digits": DatasetSpec(
         make=lambda config: ("digits", reading.read_digits),
@@ -147,6 +165,10 @@ DATASETS: dict[str, DatasetSpec] = {
             num_clients=5,
         ),
     ),
+    "private": DatasetSpec(
+        make=_private,
+        recipe=replace(_OTHER, partitioner="natural", num_clients=0),
+    ),
     "synthetic": DatasetSpec(
         make=_synthetic,
         augmentation=None,
@@ -163,22 +185,18 @@ DATASETS: dict[str, DatasetSpec] = {
         ),
     ),
 }
-OTHER = DatasetSpec(
-    recipe=Recipe(
-        model="improved-cnn",
-        num_server_rounds=20,
-        local_epochs=2,
-        batch_size=32,
-        learning_rate=0.02,
-        augment=False,
-    )
-)
+OTHER = DatasetSpec(recipe=_OTHER)
 """What a local folder or a Hub data set without an entry above is given."""
 
 
 def recipe_for(name: str) -> Recipe:
     """Return the recipe that "auto" options take for this data set."""
     return DATASETS.get(name, OTHER).recipe
+
+
+def recipe_augmentation(name: str) -> str | None:
+    """Return how images of this data set are augmented; None where they cannot be."""
+    return DATASETS.get(name, OTHER).augmentation
 
 
 def load(config: RunConfig) -> Dataset:
@@ -220,11 +238,11 @@ def _source(config: RunConfig, spec: DatasetSpec) -> Source:
                 f"partitioner = 'folders' needs a local folder of client folders, and "
                 f"dataset = {name!r} is none: give its path"
             )
-        return _key("folders", folder), lambda: reading.read_owners(folder)
+        return folder_key("folders", folder), lambda: reading.read_owners(folder)
     if spec.make is not None:
         return spec.make(config)
     if folder is not None:
-        return _key("folder", folder), lambda: reading.read_folder(folder)
+        return folder_key("folder", folder), lambda: reading.read_folder(folder)
     hub_id = spec.hub_id or name
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", hub_id):
         known = ", ".join(sorted(DATASETS))
@@ -258,7 +276,7 @@ def _local_folder(config: RunConfig) -> Path | None:
     return folder
 
 
-def _key(kind: str, folder: Path) -> str:
+def folder_key(kind: str, folder: Path) -> str:
     """Return a cache key that changes when a file is added, removed or altered."""
     digest = hashlib.sha256(str(folder.resolve()).encode())
     for path in sorted(folder.rglob("*")):

@@ -3,6 +3,7 @@
 import io
 import os
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -41,39 +42,82 @@ class Splits:
     take_test: bool = True
 
 
-def decode(splits: Splits) -> tuple[dict[str, Array], dict[str, Any]]:
-    """Decode all images to the most common size, grey only if every one is grey."""
-    tables = [*splits.train, *([splits.test] if splits.test else [])]
-    names = _class_names(tables)
-    headers = [
-        _header(image, place)
-        for table in splits.train
-        for image, place in zip(table.images, table.places, strict=True)
-    ]
-    if not headers:
-        raise ConfigError("the data set holds no training image")
+@dataclass(frozen=True)
+class Survey:
+    """What is to be known of encoded images before they can be laid out."""
+
+    class_names: list[str]
+    sizes: Mapping[tuple[int, int], int]
+    """Number of images by (width, height)."""
+    modes: frozenset[str]
+    """Pillow's names of pixel formats."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What all images of a data set are brought to."""
+
+    class_names: list[str]
+    size: tuple[int, int]
+    """Width and height."""
+    mode: str
+    """L or RGB."""
+
+
+def survey(table: Table) -> Survey:
+    """Look at every image's header.
+
+    Raises:
+        ConfigError: a file is no image.
+    """
+    headers = [_header(*pair) for pair in zip(table.images, table.places, strict=True)]
     sizes = Counter(size for size, _ in headers)
-    size = min(sizes, key=lambda s: (-sizes[s], s))
-    modes = {mode for _, mode in headers}
+    return Survey(table.class_names, sizes, frozenset(mode for _, mode in headers))
+
+
+def layout(train: Sequence[Survey], class_names: list[str]) -> Layout:
+    """Return the most common size, and grey only if every training image is grey.
+
+    Raises:
+        ConfigError: there is no image, or one does not fit 8 bits.
+    """
+    sizes: Counter[tuple[int, int]] = Counter()
+    for one in train:
+        sizes.update(one.sizes)
+    if not sizes:
+        raise ConfigError("the data set holds no training image")
+    modes = frozenset[str]().union(*(one.modes for one in train))
     if odd := modes - _GREY_MODES - _COLOUR_MODES:
         raise ConfigError(
             f"the data set holds images of mode {', '.join(sorted(odd))}, whose levels "
             "do not fit 8 bits: scale them to 0..255 first"
         )
-    mode = "L" if modes <= _GREY_MODES else "RGB"
-    index = {name: i for i, name in enumerate(names)}
+    size = min(sizes, key=lambda s: (-sizes[s], s))
+    return Layout(class_names, size, "L" if modes <= _GREY_MODES else "RGB")
 
-    def arrays_of(tables: list[Table]) -> tuple[Array, Array]:
-        encoded = [image for table in tables for image in table.images]
-        places = [place for table in tables for place in table.places]
-        images = _decode_all(encoded, places, size, mode)
-        labels = [index[label] for table in tables for label in table.labels]
-        return images, np.asarray(labels, np.int64)
 
-    images, labels = arrays_of(splits.train)
+def arrays_of(tables: Sequence[Table], to: Layout) -> tuple[Array, Array]:
+    """Return the images (N, C, H, W) uint8 and the labels (N,) int64 of the tables.
+
+    Raises:
+        ConfigError: an image cannot be decoded.
+    """
+    index = {name: i for i, name in enumerate(to.class_names)}
+    encoded = [image for table in tables for image in table.images]
+    places = [place for table in tables for place in table.places]
+    labels = [index[label] for table in tables for label in table.labels]
+    return _decode_all(encoded, places, to.size, to.mode), np.asarray(labels, np.int64)
+
+
+def decode(splits: Splits) -> tuple[dict[str, Array], dict[str, Any]]:
+    """Decode all images to the most common size, grey only if every one is grey."""
+    tables = [*splits.train, *([splits.test] if splits.test else [])]
+    names = united([table.class_names for table in tables])
+    to = layout([survey(table) for table in splits.train], names)
+    images, labels = arrays_of(splits.train, to)
     if splits.test is not None:
         arrays = {"train-images": images, "train-labels": labels}
-        arrays["test-images"], arrays["test-labels"] = arrays_of([splits.test])
+        arrays["test-images"], arrays["test-labels"] = arrays_of([splits.test], to)
     elif splits.take_test:
         arrays = with_test(images, labels, num_classes=len(names))
     else:
@@ -107,12 +151,12 @@ def _decode_all(
     return images
 
 
-def _class_names(tables: list[Table]) -> list[str]:
-    """Return the first table's order if all agree, else the sorted union."""
-    first = tables[0].class_names
-    if all(table.class_names == first for table in tables):
+def united(class_names: Sequence[list[str]]) -> list[str]:
+    """Return the first list if all agree, else the sorted union."""
+    first = class_names[0]
+    if all(names == first for names in class_names):
         return first
-    union = {name for table in tables for name in table.class_names}
+    union = {name for names in class_names for name in names}
     numeric = all(name.isdecimal() for name in union)
     return sorted(union, key=int if numeric else str)
 
@@ -159,19 +203,30 @@ def describe(
     arrays: dict[str, Array], class_names: list[str], owners: list[str]
 ) -> dict[str, Any]:
     """Return class names and the training images' mean and deviation per channel."""
-    images = arrays["train-images"]
-    levels = np.arange(256) / 255
-    means, deviations = [], []
-    for channel in range(images.shape[1]):
-        counts = np.bincount(images[:, channel].ravel(), minlength=256)
-        mean = float((counts * levels).sum() / counts.sum())
-        variance = float((counts * np.square(levels - mean)).sum() / counts.sum())
-        means.append(round(mean, 6))
-        deviations.append(round(max(variance, 1e-6) ** 0.5, 6))
+    mean, std = normalisation(level_counts(arrays["train-images"]))
     return {
         "class-names": class_names,
-        "mean": means,
-        "std": deviations,
+        "mean": mean,
+        "std": std,
         "full-scale": 255.0,
         "owners": owners,
     }
+
+
+def level_counts(images: Array) -> Array:
+    """Return how often each level occurs, (channels, 256) int64; owners' counts add."""
+    channels = range(images.shape[1])
+    counts = [np.bincount(images[:, c].ravel(), minlength=256) for c in channels]
+    return np.stack(counts).astype(np.int64)
+
+
+def normalisation(counts: Array) -> tuple[list[float], list[float]]:
+    """Return mean and deviation per channel, of levels divided by 255."""
+    levels = np.arange(256) / 255
+    means, deviations = [], []
+    for channel in counts:
+        mean = float((channel * levels).sum() / channel.sum())
+        variance = float((channel * np.square(levels - mean)).sum() / channel.sum())
+        means.append(round(mean, 6))
+        deviations.append(round(max(variance, 1e-6) ** 0.5, 6))
+    return means, deviations

@@ -5,7 +5,7 @@ Ours rather than flwr-datasets' own: those seek their indices through a table, n
 up there after ten rejected draws. Nothing here draws and rejects.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ class Partition:
 
     labels: Indices
     num_classes: int
-    clients: list[Indices]
+    clients: Sequence[Indices]
     """Sorted example indices per client id."""
     seed: int
     validation_fraction: float
@@ -43,12 +43,12 @@ class Partition:
 
     def label_counts(self) -> np.ndarray[Any, np.dtype[np.int64]]:
         """Return training examples per client and class, (num_clients, num_classes)."""
-        return np.stack(
-            [
-                np.bincount(self.labels[self.split(c)[0]], minlength=self.num_classes)
-                for c in range(len(self.clients))
-            ]
-        ).astype(np.int64)
+        return np.stack([self.counts_of(c) for c in range(len(self.clients))])
+
+    def counts_of(self, client_id: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Return a client's training examples per class, (num_classes,)."""
+        labels = self.labels[self.split(client_id)[0]]
+        return np.bincount(labels, minlength=self.num_classes).astype(np.int64)
 
 
 def build(

@@ -66,22 +66,33 @@ def read_folder(folder: Path) -> tuple[dict[str, Array], dict[str, Any]]:
     return decode(Splits([splits["train"]], splits.get("test")))
 
 
+def read_table(folder: Path) -> Table:
+    """Return a folder's training images, still encoded."""
+    return _load_folder(folder)["train"]
+
+
+def owner_folders(folder: Path) -> list[Path]:
+    """Return the folders of a folder's clients, by name."""
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.is_dir() and path.name != TEST_FOLDER and not path.name.startswith(".")
+    )
+
+
 def read_owners(folder: Path) -> tuple[dict[str, Array], dict[str, Any]]:
     """Return a folder of folders, one per client; `test/` in it is the server's."""
-    owners = sorted(p.name for p in folder.iterdir() if p.is_dir())
-    tables = []
-    for owner in owners:
-        if owner != TEST_FOLDER and not owner.startswith("."):
-            table = _load_folder(folder / owner)["train"]
-            tables.append(replace(table, owner=owner))
+    tables = [
+        replace(read_table(owner), owner=owner.name) for owner in owner_folders(folder)
+    ]
     if not tables:
         raise ConfigError(
             f"partitioner = 'folders' finds no client folder in {folder}: each "
             "sub-folder is one client, with class folders or Parquet files in it"
         )
     test = None
-    if TEST_FOLDER in owners:
-        test = _load_folder(folder / TEST_FOLDER)["train"]
+    if (folder / TEST_FOLDER).is_dir():
+        test = read_table(folder / TEST_FOLDER)
     return decode(Splits(tables, test, take_test=False))
 
 

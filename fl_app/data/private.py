@@ -1,0 +1,239 @@
+"""Data that stays on its node: read there, and agreed upon without being seen.
+
+Nodes with data of their own tell the server, in two steps, what it must know to give
+all of them the same model: first the names of their classes, how many images have which
+size, and the pixel formats; then, laid out as agreed, how many examples each class has
+and how often each level occurs in each channel. From these come the model's input shape
+and a normalisation over all clients, the same as if the images lay in one place.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fl_app.config import ConfigError, RunConfig, project_path
+from fl_app.data import cache, decoding, reading
+from fl_app.data.datasets import Dataset, folder_key, recipe_augmentation
+from fl_app.data.decoding import Array, Layout, Survey, Table
+from fl_app.data.partition import Partition
+
+NAME = "private"
+"""The value of the option `dataset` that stands for each node's own data."""
+_TOLD_SIZES = 1000  # most common sizes that a node tells: the message stays small
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node's own data: where it lies, and the name of the client that it makes."""
+
+    folder: Path
+    client: str
+
+    @classmethod
+    def of(cls, node_config: Mapping[str, Any]) -> "Node | None":
+        """Return what a node's configuration names; None where it names nothing.
+
+        Raises:
+            ConfigError: there is no such folder.
+        """
+        path = node_config.get("data-path")
+        if path is None:
+            return None
+        folder = Path(str(path)).expanduser()
+        if not folder.is_absolute():
+            raise ConfigError(f"data-path = {str(path)!r} of this node is not absolute")
+        if not folder.is_dir():
+            raise ConfigError(f"data-path = {str(path)!r}: there is no such folder")
+        client = str(node_config.get("client-id", "") or folder.resolve().name)
+        return cls(folder, client)
+
+    def describe(self) -> str:
+        """Return the node's part of the first step, as JSON."""
+        seen = decoding.survey(reading.read_table(self.folder))
+        common = sorted(seen.sizes.items(), key=lambda item: (-item[1], item[0]))
+        return json.dumps(
+            {
+                "client": self.client,
+                "class-names": seen.class_names,
+                "sizes": [[*size, number] for size, number in common[:_TOLD_SIZES]],
+                "modes": sorted(seen.modes),
+            }
+        )
+
+    def load(self, agreed: str) -> Dataset:
+        """Return the node's data, laid out as agreed; decoded once, then cached.
+
+        Raises:
+            ConfigError: an image cannot be decoded.
+        """
+        described = json.loads(agreed)
+        to = layout_of(described)
+        key = hashlib.sha256(json.dumps(_layout_json(to)).encode()).hexdigest()[:8]
+
+        def build() -> cache.Contents:
+            images, labels = decoding.arrays_of([reading.read_table(self.folder)], to)
+            return {"images": images, "labels": labels}, {}
+
+        name = f"{folder_key('private', self.folder)}-{key}"
+        arrays, _ = cache.open_or_build(name, build)
+        return _dataset(described, to, arrays["images"], arrays["labels"], test=None)
+
+
+class _Whole(Sequence[Any]):
+    """All examples, whichever client is asked for: the node is that client."""
+
+    def __init__(self, number: int) -> None:
+        self._all = np.arange(number)
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, client: Any) -> Any:
+        return self._all
+
+
+def partition(dataset: Dataset, config: RunConfig) -> Partition:
+    """Return the partition of a node's own data: one client, with whatever number."""
+    labels = np.asarray(dataset.train_labels)
+    return Partition(
+        labels,
+        len(dataset.class_names),
+        _Whole(len(labels)),
+        config.seed,
+        config.validation_fraction,
+    )
+
+
+class Agreement:
+    """The server's part: takes in what nodes tell, and says what holds for all."""
+
+    def __init__(self, config: RunConfig) -> None:
+        """Read the server's own test folder, where it has one.
+
+        Raises:
+            ConfigError: there is no such folder, or it holds no data set.
+        """
+        self._config = config
+        self._test: Table | None = None
+        if config.test_path:
+            folder = project_path(config.test_path, "test-path")
+            if not folder.is_dir():
+                raise ConfigError(
+                    f"test-path = {config.test_path!r}: there is no such folder"
+                )
+            self._test = reading.read_table(folder)
+        self._agreed: dict[str, Any] = {}
+
+    def agree(self, told: Mapping[int, str]) -> tuple[str, dict[int, str]]:
+        """Return what holds for all nodes, and why some cannot take part.
+
+        Args:
+            told: per node, what `Node.describe` returned.
+        """
+        refused: dict[int, str] = {}
+        surveys: dict[str, Survey] = {}
+        clients: dict[int, str] = {}
+        allowed = self._allowed_classes()
+        for node in sorted(told):
+            try:
+                client, seen = _told(told[node])
+                decoding.layout([seen], seen.class_names)  # its images can be used
+                if client in surveys:
+                    raise ValueError(f"another node is client {client!r} already")
+                if allowed is not None and (odd := set(seen.class_names) - {*allowed}):
+                    raise ValueError(
+                        f"client {client!r} has classes that are not the federation's: "
+                        f"{', '.join(sorted(odd))}; there are: {', '.join(allowed)}"
+                    )
+            except (ValueError, KeyError, TypeError) as error:
+                refused[node] = str(error)
+                continue
+            surveys[client] = seen
+            clients[node] = client
+        if not surveys:
+            return "{}", refused
+        in_order = [surveys[client] for client in sorted(surveys)]
+        names = allowed or decoding.united([one.class_names for one in in_order])
+        to = decoding.layout(in_order, names)
+        self._agreed = {**_layout_json(to), "mean": [], "std": []}
+        return json.dumps(self._agreed), refused
+
+    def complete(self, levels: Sequence[Array]) -> str:
+        """Return what was agreed with the normalisation over all clients.
+
+        Args:
+            levels: per client, (channels, 256) counts of levels.
+        """
+        mean, std = decoding.normalisation(np.sum(levels, axis=0))
+        self._agreed |= {"mean": mean, "std": std}
+        return json.dumps(self._agreed)
+
+    def dataset(self) -> Dataset:
+        """Return the server's data: its test images, laid out as agreed, or none."""
+        to = layout_of(self._agreed)
+        channels = 1 if to.mode == "L" else 3
+        nothing = np.empty((0, channels, to.size[1], to.size[0]), np.uint8)
+        test = decoding.arrays_of([self._test], to) if self._test else None
+        return _dataset(self._agreed, to, nothing, np.empty(0, np.int64), test=test)
+
+    def _allowed_classes(self) -> list[str] | None:
+        """Return the federation's classes; None where nodes alone can say."""
+        if self._config.class_names:
+            return [name.strip() for name in self._config.class_names.split(",")]
+        return self._test.class_names if self._test else None
+
+
+def _told(text: str) -> tuple[str, Survey]:
+    """Return a node's client and survey, from what it sent: not to be trusted."""
+    described = json.loads(text)
+    client, names = described["client"], described["class-names"]
+    if not isinstance(client, str) or not isinstance(names, list) or not names:
+        raise ValueError("it names no client, or no classes")
+    if not all(isinstance(name, str) for name in names) or len(names) > 100_000:
+        raise ValueError("its class names are no list of names")
+    sizes = {
+        (int(width), int(height)): int(number)
+        for width, height, number in described["sizes"]
+    }
+    if not sizes or any(not 1 <= side <= 2**14 for size in sizes for side in size):
+        raise ValueError("it has no image, or images of more than 16384 pixels a side")
+    return client, Survey(names, sizes, frozenset(map(str, described["modes"])))
+
+
+def _layout_json(to: Layout) -> dict[str, Any]:
+    return {"class-names": to.class_names, "size": list(to.size), "mode": to.mode}
+
+
+def layout_of(described: Mapping[str, Any]) -> Layout:
+    """Return the layout in what was agreed."""
+    width, height = described["size"]
+    return Layout(list(described["class-names"]), (width, height), described["mode"])
+
+
+def _dataset(
+    described: Mapping[str, Any],
+    to: Layout,
+    images: Array,
+    labels: Array,
+    *,
+    test: tuple[Array, Array] | None,
+) -> Dataset:
+    test_images, test_labels = test or (images[:0], labels[:0])
+    return Dataset(
+        name=NAME,
+        train_images=images,
+        train_labels=labels,
+        test_images=test_images,
+        test_labels=test_labels,
+        class_names=to.class_names,
+        mean=tuple(described["mean"]),
+        std=tuple(described["std"]),
+        full_scale=255.0,
+        augmentation=recipe_augmentation(NAME),
+        owners=[],
+    )
