@@ -34,6 +34,10 @@ CURVES = "curves.png"
 PARTITION = "partition.png"
 
 
+class ResultsError(RuntimeError):
+    """A run's files cannot be written; the message says why and how to go on."""
+
+
 @dataclass(frozen=True)
 class ModelInfo:
     """What a saved model is, beside its tensors: enough to build and feed it."""
@@ -78,8 +82,16 @@ class RunFolder:
             raise ConfigError(_taken(results / name)) from None
         return cls(results / name)
 
-    def reopen(self, last_round: int) -> None:
-        """Take the folder back to where it was after a round: the run goes on."""
+    def reopen(self, last_round: int, config: RunConfig) -> None:
+        """Take the folder back to where it was after a round: the run goes on.
+
+        config.json gets the options that hold from now on, and where that is.
+        """
+        described = self.config() or {}
+        again = {"after_round": last_round, **provenance.describe()}
+        described["options"] = config.options() | {"resume": ""}
+        described["resumed"] = [*described.get("resumed", []), again]
+        self._write_json(CONFIG, described)
         for name in (SUMMARY, ERROR):
             (self.path / name).unlink(missing_ok=True)
         kept = [_line(row) for row in self.clients() if row["round"] <= last_round]

@@ -7,6 +7,7 @@ by their owner alone. Elliptic curve P-384 throughout, as Flower needs of nodes'
 
 import ipaddress
 import os
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,6 +22,11 @@ from fl_app.config import ConfigError
 AUTHORITY, SERVER = "ca", "server"
 LOCAL = ("localhost", "127.0.0.1")
 """In every server's certificate: Flower's SuperLink calls itself by these."""
+
+_HOST_NAME = re.compile(
+    r"(?i)[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*"
+)
+_AUTHORITY_DAYS = 3650
 
 PrivateKey = ec.EllipticCurvePrivateKey
 
@@ -37,7 +43,7 @@ def make(
         hosts: names and addresses under which nodes and operators reach the server;
             none makes no server certificate.
         nodes: names of nodes, each given NAME.key and NAME.pub.
-        days: how long certificates are valid.
+        days: how long the server's certificate is valid; the authority is ten years.
 
     Raises:
         ConfigError: a file is there already, or a name is no file's name.
@@ -58,12 +64,19 @@ def make(
                 f"{folder / name} is there already: remove it first if it is to be "
                 "replaced; whoever relies on it must then get the new one"
             )
+    names = [_general_name(host) for host in dict.fromkeys((*hosts, *LOCAL))]
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    (folder / ".gitignore").write_text("*\n")  # private keys are never committed
     written: list[Path] = []
-    authority = _authority(folder, days, written)
+    authority = _authority(folder, written)
+    if datetime.now(UTC) + timedelta(days=days) > authority[1].not_valid_after_utc:
+        raise ConfigError(
+            f"--days {days} is beyond the authority's own end, "
+            f"{authority[1].not_valid_after_utc:%Y-%m-%d}: choose fewer"
+        )
     if hosts:
         key = ec.generate_private_key(ec.SECP384R1())
-        certificate = _server_certificate(authority, key, hosts, days)
+        certificate = _server_certificate(authority, key, hosts[0], names, days)
         written += [
             _write(folder / "server.key", _pem(key), private=True),
             _write(folder / "server.crt", certificate),
@@ -78,7 +91,7 @@ def make(
 
 
 def _authority(
-    folder: Path, days: int, written: list[Path]
+    folder: Path, written: list[Path]
 ) -> tuple[PrivateKey, x509.Certificate]:
     """Return the folder's authority; make it where there is none."""
     key_path, path = folder / "ca.key", folder / "ca.crt"
@@ -97,9 +110,10 @@ def _authority(
     key = ec.generate_private_key(ec.SECP384R1())
     name = _name("fl-app authority")
     certificate = (
-        _builder(name, name, key.public_key(), days)
+        _builder(name, name, key.public_key(), _AUTHORITY_DAYS)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_usage(signs_certificates=True), critical=True)
+        .add_extension(_key_id(key), critical=False)
         .sign(key, hashes.SHA384())
     )
     written += [
@@ -112,16 +126,21 @@ def _authority(
 def _server_certificate(
     authority: tuple[PrivateKey, x509.Certificate],
     key: PrivateKey,
-    hosts: Sequence[str],
+    host: str,
+    names: Sequence[x509.GeneralName],
     days: int,
 ) -> bytes:
     signer, issuer = authority
-    names = [_general_name(host) for host in dict.fromkeys((*hosts, *LOCAL))]
     certificate = (
-        _builder(_name(hosts[0]), issuer.subject, key.public_key(), days)
+        _builder(_name(host), issuer.subject, key.public_key(), days)
         .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(signs_certificates=False), critical=True)
+        .add_extension(_key_id(key), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()),
+            critical=False,
+        )
         .add_extension(
             x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False
         )
@@ -159,15 +178,30 @@ def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
     )
 
 
+def _key_id(key: PrivateKey) -> x509.SubjectKeyIdentifier:
+    return x509.SubjectKeyIdentifier.from_public_key(key.public_key())
+
+
 def _name(common_name: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name[:64])])
 
 
 def _general_name(host: str) -> x509.GeneralName:
+    """Return a host as certificates name it.
+
+    Raises:
+        ConfigError: it is neither an address nor a name.
+    """
     try:
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:
-        return x509.DNSName(host)
+        pass
+    if not _HOST_NAME.fullmatch(host) or len(host) > 253:
+        raise ConfigError(
+            f"--server {host!r} is no host: give a name (fl.example.org) or an address "
+            "(10.0.0.1), without scheme and port"
+        )
+    return x509.DNSName(host)
 
 
 def _pem(key: PrivateKey) -> bytes:

@@ -84,7 +84,9 @@ def write(run: Path, checkpoint: Checkpoint, config: RunConfig) -> None:
     folder.mkdir(exist_ok=True)
     name = f"round-{checkpoint.round:06d}-{_digest(content)}.safetensors"
     write_atomically(folder / name, content)
-    for path in _paths(run)[KEPT:]:
+    others = [path for path in _paths(run) if path.name != name]
+    earlier = [path for path in others if _round_of(path) < checkpoint.round]
+    for path in set(others) - set(earlier[: KEPT - 1]):  # those not earlier: refused
         path.unlink(missing_ok=True)
 
 
@@ -153,6 +155,12 @@ def _paths(run: Path) -> list[Path]:
     return sorted(found, key=lambda path: path.name, reverse=True)
 
 
+def _round_of(path: Path) -> int:
+    named = _NAME.fullmatch(path.name)
+    assert named is not None
+    return int(named[1])
+
+
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
@@ -203,11 +211,7 @@ class Checkpoints(Callback):
         self._counts = counts_digest(counts)
 
     def on_round(self, rows: Rows, result: RoundResult | None) -> None:
-        """Write the state after the round.
-
-        Raises:
-            CheckpointError: it cannot be written; the run ends, and can be resumed.
-        """
+        """Write the state after the round; what cannot be written ends the run."""
         state = self._strategy.state()
         checkpoint = Checkpoint(
             round=result.round if result else 0,
@@ -218,11 +222,4 @@ class Checkpoints(Callback):
             strategy_arrays=state.arrays,
             strategy_state=state.values,
         )
-        try:
-            write(self._run, checkpoint, self._config)
-        except OSError as error:
-            raise CheckpointError(
-                f"the checkpoint of round {checkpoint.round} cannot be written "
-                f"({error.strerror or error}): make room, then continue with "
-                f'resume = "{self._run.name}"'
-            ) from error
+        write(self._run, checkpoint, self._config)

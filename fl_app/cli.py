@@ -1,5 +1,6 @@
 """The command fl-app: thin subcommands over the rest."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -78,7 +79,7 @@ def network(
     ] = "",
 ) -> None:
     """Train over a real SuperLink and SuperNodes on this machine, with TLS and keys."""
-    from fl_app import following, running
+    from fl_app import following, running, submission
     from fl_app import network as networks
 
     if data and nodes is not None:
@@ -89,14 +90,18 @@ def network(
     arguments = list(run_config or [])
     if data:
         folder = Path(data).expanduser().resolve()
-        arguments = [*networks.options_for(folder), *arguments]
         configs = networks.owning(folder)
+        command = f"fl-app network --data {shlex.quote(data)}"
     else:
         configs = networks.sharing(nodes or 3)
+        command = f"fl-app network --nodes {len(configs)}"
+    resumes = "resume" in submission.parse_options(arguments)
+    if data and not resumes:
+        arguments = [*networks.options_for(folder), *arguments]
     config, given = resolve(arguments)
     with console.status("reading the data", spinner="dots"):
         config = running.prepare(config, len(configs))
-    failure = networks.run(console, project, config, given, configs)
+    failure = networks.run(console, project, config, given, configs, command)
     if failure is not None:
         console.print(failure, soft_wrap=True, markup=False, highlight=False)
         raise typer.Exit(1)
@@ -186,7 +191,15 @@ def resolve(arguments: list[str] | None) -> tuple[RunConfig, dict[str, Any]]:
             raise ConfigError(f"option {key} is unknown{_meant(key, list(options))}")
     if given.get("resume"):
         results = str((options | given)["results-dir"])
-        return resuming.config_of(given, results), given
+        config = resuming.config_of(given, results)
+        seen = resuming.config_of(resuming.given_of(given, options), results)
+        for key, value in config.options().items():
+            if seen.options()[key] != value:
+                raise ConfigError(
+                    f"{key} = {value!r} is the declared value, which a resumed run "
+                    "cannot be put back to: give another"
+                )
+        return config, given
     return RunConfig.from_options(options | given, recipe_for), given
 
 

@@ -132,18 +132,18 @@ def _watched(message: Message) -> Iterator[None]:
 
 def _work(message: Message, context: Context) -> Message:
     with _watched(message):
-        return _train_and_validate(message, context)
+        return _train_and_validate(message, context, time.monotonic())
 
 
-def _train_and_validate(message: Message, context: Context) -> Message:
-    space = _workspace(message, context)
+def _train_and_validate(message: Message, context: Context, began: float) -> Message:
     task = wire.take(message.content, wire.TASK, ConfigRecord)
+    budget = task.get(wire.BUDGET, inf)
+    deadline = began + (budget if isinstance(budget, float) else inf)
+    space = _workspace(message, context)
     received = wire.unpack(wire.take(message.content, wire.MODEL, ArrayRecord))
     options = wire.take(message.content, wire.STRATEGY, ConfigRecord)
     train_ids = wire.integers(task, wire.TRAIN_IDS)
     evaluate_ids = wire.integers(task, wire.EVALUATE_IDS)
-    budget = task.get(wire.BUDGET, inf)
-    deadline = time.monotonic() + (budget if isinstance(budget, float) else inf)
     round = _integer(task, wire.ROUND)
     work = _ClientWork(space, received, round, dict(options), deadline)
 
@@ -217,10 +217,15 @@ class _ClientWork:
         self.base = aggregation.to_moments(received) if self.pooled else received
         """What updates are differences to."""
 
+    def _check_time(self) -> None:
+        if time.monotonic() > self.deadline:
+            raise TimeoutError("the round's time was up before this client's turn")
+
     def validate(self, client: int) -> list[Row]:
         """Return the received model's result; nothing without validation examples."""
         from fl_app import task
 
+        self._check_time()
         space = self.space
         examples = _examples(space, space.partition.split(client)[1])
         if len(examples) == 0:
@@ -245,6 +250,7 @@ class _ClientWork:
         from fl_app import task
         from fl_app.data.augment import AUGMENTATIONS
 
+        self._check_time()
         start = time.monotonic()
         space, config = self.space, self.space.config
         examples = _examples(space, space.partition.split(client)[0])

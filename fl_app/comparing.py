@@ -60,14 +60,17 @@ def _print(console: Console, methods: Sequence[Method], tail: int) -> None:
 def picture(methods: Sequence[Method]) -> bytes:
     """Return a PNG: test accuracy and loss, mean and band over the seeds."""
     on_test = all(method.curve("test_loss")[0] for method in methods)
-    loss = "test_loss" if on_test else "train_loss"
+    judge, loss = ("test", "test_loss") if on_test else ("validation", "train_loss")
     options = methods[0].runs[0].options
     title = f"{Path(options['dataset']).name}, {options['model']}"
     return plots.comparison(
-        _bands(methods, "test_accuracy"),
+        _bands(methods, f"{judge}_accuracy"),
         _bands(methods, loss),
         title,
-        loss_of="test examples" if on_test else "training (clients)",
+        names=(
+            f"{judge.capitalize()} accuracy",
+            f"{loss.split('_')[0].capitalize()} loss",
+        ),
     )
 
 

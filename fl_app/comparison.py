@@ -118,9 +118,10 @@ class Method:
         """The seeds, ascending."""
         return [run.seed for run in self.runs]
 
-    def final(self, key: str) -> Figure:
-        """Return a value of summary.json over the seeds."""
-        return Figure.of([float(run.summary[key]) for run in self.runs])
+    def final(self, key: str) -> Figure | None:
+        """Return a value of summary.json over the seeds; None if a run lacks it."""
+        values = [run.summary[key] for run in self.runs]
+        return None if None in values else Figure.of(values)
 
     def curve(self, key: str) -> tuple[list[int], list[Figure]]:
         """Return the rounds in which every run has the metric, and its figures."""
@@ -141,16 +142,24 @@ class Method:
 
 
 def read(paths: Iterable[Path]) -> list[Run]:
-    """Read runs; of those that compute the same thing, the first.
+    """Read runs; of those that are the same (the model's hash says it), the first.
 
     Raises:
-        ConfigError: a folder is not of a finished run.
+        ConfigError: a folder is not of a finished run, or two runs with the same
+            options and seed made different models.
     """
     runs: list[Run] = []
     for path in paths:
         run = Run.read(path)
-        if not any(r.seed == run.seed and r.method == run.method for r in runs):
+        alike = [r for r in runs if r.seed == run.seed and r.method == run.method]
+        if not alike:
             runs.append(run)
+        elif alike[0].summary["model_sha256"] != run.summary["model_sha256"]:
+            raise ConfigError(
+                f"runs {alike[0].name} and {run.name} have the same options and seed "
+                "but made different models (other code, machine or number of nodes?): "
+                "leave one of them out"
+            )
     return runs
 
 
@@ -203,13 +212,14 @@ def differences(methods: Sequence[Method]) -> list[tuple[str, Figure, list[int]]
     seeds; a method that shares no seed with the first is left out.
     """
     first, *others = methods
-    base = {run.seed: run.summary["final_test_accuracy"] for run in first.runs}
+    key = "final_test_accuracy"
+    base = {r.seed: r.summary[key] for r in first.runs if r.summary[key] is not None}
     found = []
     for method in others:
         pairs = {
-            run.seed: run.summary["final_test_accuracy"] - base[run.seed]
+            run.seed: run.summary[key] - base[run.seed]
             for run in method.runs
-            if run.seed in base
+            if run.seed in base and run.summary[key] is not None
         }
         if pairs:
             label = f"{method.label} - {first.label}"

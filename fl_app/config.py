@@ -55,6 +55,12 @@ def _kebab(name: str) -> str:
     return name.replace("_", "-")
 
 
+def is_auto(option: str, value: object) -> bool:
+    """Whether a value stands for that of the data set's recipe."""
+    zero = value == 0 and not isinstance(value, bool)
+    return value == "auto" or (zero and option in map(_kebab, _ZERO_IS_AUTO))
+
+
 class RunConfig(BaseModel):
     """Options of one run. Immutable; see pyproject.toml for what each means."""
 
@@ -164,9 +170,7 @@ class RunConfig(BaseModel):
         if values.get("optimizer") == "adam":
             recipe["learning_rate"] = _ADAM_LEARNING_RATE
         for name, value in recipe.items():
-            given = values.get(_kebab(name))
-            zero = given == 0 and not isinstance(given, bool)
-            if given == "auto" or (zero and name in _ZERO_IS_AUTO):
+            if is_auto(_kebab(name), values.get(_kebab(name))):
                 values[_kebab(name)] = value
         if values.get("fraction-evaluate") == "auto":
             fraction = values.get("fraction-train")
@@ -178,8 +182,17 @@ class RunConfig(BaseModel):
             for key, value in options.items()
             if key.startswith(prefix)
         }
+        return cls.checked(values)
+
+    @classmethod
+    def checked(cls, options: Mapping[str, Any]) -> "RunConfig":
+        """Return the configuration of resolved options, as `options` returns them.
+
+        Raises:
+            ConfigError: one is unknown, missing or not allowed.
+        """
         try:
-            return cls.model_validate(values)
+            return cls.model_validate(options)
         except ValidationError as error:
             raise ConfigError(_one_line(error)) from None
 

@@ -281,7 +281,8 @@ def options_for(folder: Path) -> list[str]:
     """Return the options of a run over `owning` nodes, as `--run-config` takes them."""
     test = folder / reading.TEST_FOLDER
     judged = [f'test-path="{test}"'] if test.is_dir() else []
-    return ['dataset="private"', *judged]
+    everyone = f"min-nodes={len(owning(folder))}"  # each has data that no other has
+    return ['dataset="private"', everyone, *judged]
 
 
 def run(
@@ -290,6 +291,7 @@ def run(
     config: RunConfig,
     given: Mapping[str, Any],
     nodes: Sequence[Mapping[str, Any]],
+    command: str,
 ) -> str | None:
     """Run on a network of this machine; return why it failed, or None.
 
@@ -299,6 +301,7 @@ def run(
         config: all options, checked, with a run name.
         given: the options that differ from the project's defaults.
         nodes: the configuration of each SuperNode to start.
+        command: what was typed, without the run's options.
     """
     if not sys.platform.startswith("linux"):
         raise ConfigError("fl-app network needs Linux: it finds its processes in /proc")
@@ -308,5 +311,4 @@ def run(
             _, connection, _ = stack.enter_context(federation(project, nodes))
             return connection
 
-        everyone = {**given, "min-nodes": max(config.min_nodes, len(nodes))}
-        return running.run(console, connect, project, config, everyone, {})
+        return running.run(console, connect, project, config, given, {}, command)

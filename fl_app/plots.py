@@ -173,15 +173,18 @@ class Band:
 
 
 def comparison(
-    accuracy: Sequence[Band], loss: Sequence[Band], title: str, loss_of: str
+    accuracy: Sequence[Band],
+    loss: Sequence[Band],
+    title: str,
+    names: tuple[str, str] = ("Test accuracy", "Test loss"),
 ) -> bytes:
     """Return a PNG: a line and a band (one standard deviation) per method.
 
     Args:
-        accuracy: test accuracy of each method.
+        accuracy: an accuracy of each method.
         loss: a loss of each method.
         title: what the picture is of.
-        loss_of: what the loss is measured on.
+        names: titles of the two panels.
     """
     figure = _figure(9.6, 4.4)
     panels = figure.subplots(1, 2)
@@ -192,8 +195,8 @@ def comparison(
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.margins(x=0)
         axes.grid(**_GRID)
-    panels[0].set(title="Test accuracy", ylabel="fraction of examples classified right")
-    panels[1].set(title=f"Loss, {loss_of}", ylabel="cross-entropy per example (nats)")
+    panels[0].set(title=names[0], ylabel="fraction of examples classified right")
+    panels[1].set(title=names[1], ylabel="cross-entropy per example (nats)")
     panels[0].set_ylim(bottom=max(0.0, panels[0].get_ylim()[0]))
     panels[1].set_ylim(bottom=0)
     handles, labels = panels[0].get_legend_handles_labels()

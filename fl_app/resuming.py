@@ -10,7 +10,9 @@ from pydantic import ValidationError
 from fl_app import checkpoints
 from fl_app.artifacts import RunFolder
 from fl_app.checkpoints import Checkpoint
-from fl_app.config import ConfigError, RunConfig, project_path
+from fl_app.config import ConfigError, RunConfig, is_auto, project_path
+
+_PATHS = {"dataset", "initial-model", "test-path"}
 
 
 def config_of(given: Mapping[str, Any], results_dir: str) -> RunConfig:
@@ -38,9 +40,9 @@ def config_of(given: Mapping[str, Any], results_dir: str) -> RunConfig:
         f"{recorded['strategy']}.{key}": value
         for key, value in recorded["strategy-options"].items()
     }
-    given = {key: value for key, value in given.items() if value != "auto"}
+    given = {key: v for key, v in given.items() if not is_auto(key, v)}
     for key, value in given.items():
-        if key not in checkpoints.CHANGEABLE and flat.get(key) != value:
+        if key not in checkpoints.CHANGEABLE and not _same(key, flat.get(key), value):
             raise ConfigError(
                 f"resume = {name!r}: the run has {key} = {flat.get(key)!r}, it cannot "
                 f"go on with {value!r}: leave {key} out, or start a new run"
@@ -48,12 +50,13 @@ def config_of(given: Mapping[str, Any], results_dir: str) -> RunConfig:
     changed = {k: v for k, v in given.items() if k in checkpoints.CHANGEABLE}
     changed |= {"resume": name, "run-name": name, "results-dir": results_dir}
     try:
-        config = RunConfig.model_validate({**recorded, **changed})
+        RunConfig.model_validate(recorded)
     except ValidationError:
         raise ConfigError(
             f"resume = {name!r}: its options are not those of this version of fl-app; "
             "start it anew"
         ) from None
+    config = RunConfig.checked({**recorded, **changed})
     summary = folder.summary()
     if summary is not None and summary["rounds"] >= config.num_server_rounds:
         raise ConfigError(
@@ -63,8 +66,20 @@ def config_of(given: Mapping[str, Any], results_dir: str) -> RunConfig:
     return config
 
 
+def _same(key: str, recorded: Any, given: Any) -> bool:
+    """Whether two values of an option mean the same; paths may be relative."""
+    if key in _PATHS and isinstance(recorded, str) and recorded and given:
+        one, other = (project_path(str(value), key) for value in (recorded, given))
+        return recorded == given or one.resolve() == other.resolve()
+    return bool(recorded == given)
+
+
 def given_of(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options that were given: those that are not as declared."""
+    """Return the options that were given, as far as that can be told.
+
+    Flower hands over declared and given options alike, so one that was given its
+    declared value counts as not given: the run's own then holds.
+    """
     return {k: v for k, v in options.items() if k not in defaults or defaults[k] != v}
 
 
@@ -74,11 +89,11 @@ def opened(
 ) -> Iterator[tuple[RunFolder, Checkpoint | None]]:
     """Hold the folder of a new run, or of a resumed one with its newest checkpoint.
 
-    Without a checkpoint (the run was stopped before any was written) it begins anew.
+    A run that was stopped before its first checkpoint begins anew.
 
     Raises:
         ConfigError: the run exists, is still going on, is past the last round asked
-            for, or began with other data.
+            for, began with other data, or has no checkpoint that can be used.
     """
     if not config.resume:
         folder = RunFolder.create(config)
@@ -88,6 +103,12 @@ def opened(
     folder = RunFolder(project_path(config.results_dir, "results-dir") / config.resume)
     with held(folder):
         checkpoint = checkpoints.read_newest(folder.path, config)
+        trained = any(row["round"] > 0 for row in folder.metrics())
+        if checkpoint is None and (trained or checkpoints.exist(folder.path)):
+            raise ConfigError(
+                f"resume = {config.resume!r}: the run has no checkpoint that can be "
+                f"used (the log says why); what it has is left in {folder.path}"
+            )
         done = checkpoint.round if checkpoint else 0
         if done > config.num_server_rounds:
             raise ConfigError(
@@ -100,7 +121,7 @@ def opened(
                 f"resume = {config.resume!r}: the clients' data is not what the run "
                 "began with (numbers of examples per client and class differ)"
             )
-        folder.reopen(done)
+        folder.reopen(done, config)
         yield folder, checkpoint
 
 

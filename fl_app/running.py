@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from fl_app import artifacts, checkpoints
+from fl_app import artifacts, checkpoints, resuming
 from fl_app.artifacts import RunFolder
 from fl_app.config import ConfigError, RunConfig, project_path
 from fl_app.data import datasets, private
+from fl_app.environment import default_options, find_project
 from fl_app.following import RunView, first_traceback, follow
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def prepare(config: RunConfig, num_nodes: int) -> RunConfig:
     if config.dataset != private.NAME:
         dataset = datasets.load(config)
         dataset.partition(config, num_nodes)
-    if config.initial_model and config.dataset != private.NAME:
+    if config.initial_model and config.dataset != private.NAME and not config.resume:
         path = project_path(config.initial_model, "initial-model")
         _, info = artifacts.read_model(path)
         given = (info.model, info.input_shape, len(info.class_names))
@@ -66,6 +67,7 @@ def run(
     config: RunConfig,
     given: Mapping[str, Any],
     resources: Mapping[str, Any],
+    command: str,
 ) -> str | None:
     """Submit a run and show how it goes; return why it failed, or None.
 
@@ -76,33 +78,47 @@ def run(
         config: all options, checked, with a run name.
         given: the options that differ from the project's defaults.
         resources: what is simulated; empty where nodes are real.
+        command: what was typed, without options: how the run is resumed.
     """
     options = {**given, "run-name": config.run_name}
     options |= _absolute_paths(config)
     folder = folder_of(config)
-    with RunView(console, config.num_server_rounds) as view:
+    again = _resuming(command, config)
+    with RunView(console, config.num_server_rounds) as view, stopped_by_signals():
         connection = connect()
         run_id = connection.start(project, options, resources)
         try:
-            with stopped_by_signals():
-                waits = follow(
-                    folder,
-                    view,
-                    lambda: connection.status(run_id).state,
-                    patience=_PATIENCE_SECONDS,
-                )
+            waits = follow(
+                folder,
+                view,
+                lambda: connection.status(run_id).state,
+                patience=_PATIENCE_SECONDS,
+            )
         except KeyboardInterrupt:
-            return _stop(connection, run_id, folder, "it was stopped by the user")
+            reason = "it was stopped by the user"
+            return _stop(connection, run_id, folder, reason, again)
         if waits:
             reason = (
                 f"it was {waits} for {_PATIENCE_SECONDS:g} seconds: another run may "
                 "hold Flower's SuperLink; `flwr ls` lists them"
             )
-            return _stop(connection, run_id, folder, reason)
+            return _stop(connection, run_id, folder, reason, again)
     status = connection.status(run_id)
     if status.completed and folder.summary() is not None:
         return None
-    return _failure(folder, status.details or f"it ended {status.sub_state}")
+    return _failure(folder, status.details or f"it ended {status.sub_state}", again)
+
+
+def _resuming(command: str, config: RunConfig) -> str:
+    """Return the command that continues the run."""
+    options = f'resume="{config.run_name}"'
+    if config.results_dir != _declared_results():
+        options += f' results-dir="{config.results_dir}"'
+    return f"{command} -c '{options}'"
+
+
+def _declared_results() -> str:
+    return str(default_options(find_project())["results-dir"])
 
 
 @contextlib.contextmanager
@@ -112,22 +128,26 @@ def stopped_by_signals() -> Iterator[None]:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    signals = (signal.SIGTERM, signal.SIGHUP)
-    before = [signal.signal(number, interrupt) for number in signals]
+    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:  # as nohup sets it: stay
+            signal.signal(number, interrupt)
     try:
         yield
     finally:
-        for number, handler in zip(signals, before, strict=True):
+        for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _stop(connection: "Connection", run_id: int, folder: RunFolder, reason: str) -> str:
+def _stop(
+    connection: "Connection", run_id: int, folder: RunFolder, reason: str, again: str
+) -> str:
     """Stop the run, wait until it has, and say so."""
     connection.stop(run_id)
     deadline = time.monotonic() + _STOP_SECONDS
     while not connection.status(run_id).finished and time.monotonic() < deadline:
         time.sleep(0.3)
-    return _failure(folder, reason)
+    return _failure(folder, reason, again)
 
 
 def _absolute_paths(config: RunConfig) -> dict[str, str]:
@@ -147,7 +167,7 @@ def _absolute_paths(config: RunConfig) -> dict[str, str]:
     }
 
 
-def _failure(folder: RunFolder, details: str) -> str:
+def _failure(folder: RunFolder, details: str, again: str) -> str:
     """Say why a run failed, with the first client's traceback where there is one.
 
     A run whose process was killed had no chance to leave its error.json.
@@ -155,8 +175,7 @@ def _failure(folder: RunFolder, details: str) -> str:
     reason = details.removeprefix(_FLOWER_PREFIX)
     if "No heartbeat" in reason:
         reason += ": its server process died or hung (was memory short?)"
-    if folder.path.exists() and folder.error() is None:
-        folder.write_error(RuntimeError(reason))
+    _leave_error(folder, reason)
     trace = first_traceback(folder)
     parts = [f"error: the run failed: {reason}"]
     if trace:
@@ -164,5 +183,16 @@ def _failure(folder: RunFolder, details: str) -> str:
     if folder.path.exists():
         parts.append(f"What it left is in {folder.path}")
     if checkpoints.exist(folder.path):
-        parts.append(f"To go on: fl-app run -c 'resume=\"{folder.name}\"'")
+        parts.append(f"To go on: {again}")
     return "\n".join(parts)
+
+
+def _leave_error(folder: RunFolder, reason: str) -> None:
+    """Write error.json where the run's own process could not.
+
+    Not into a folder that another run holds or has finished.
+    """
+    if folder.config() is None or folder.error() or folder.summary():
+        return
+    with contextlib.suppress(ConfigError, OSError), resuming.held(folder):
+        folder.write_error(RuntimeError(reason))

@@ -53,7 +53,7 @@ def main(grid: Grid, context: Context) -> None:
     )
     dataset = agreement.dataset() if agreement else shared
     assert dataset is not None
-    arrays, info = initial_model(config, dataset)
+    arrays, info = initial_model(config, dataset, read=not config.resume)
     with resuming.opened(config, federation.label_counts) as (folder, checkpoint):
         log.info("Results go to %s", folder.path)
         first, rows = 0, []
@@ -68,6 +68,8 @@ def main(grid: Grid, context: Context) -> None:
             strategy.restore(
                 ServerState(checkpoint.strategy_state, checkpoint.strategy_arrays)
             )
+        elif config.resume:
+            arrays, _ = initial_model(config, dataset)
         callbacks = [
             MetricsFiles(folder),
             ProgressLog(config.num_server_rounds),
@@ -116,8 +118,15 @@ def read_config(options: Mapping[str, Any]) -> RunConfig:
     return resuming.config_of(given, str(options["results-dir"]))
 
 
-def initial_model(config: RunConfig, dataset: "Dataset") -> tuple[Arrays, ModelInfo]:
+def initial_model(
+    config: RunConfig, dataset: "Dataset", *, read: bool = True
+) -> tuple[Arrays, ModelInfo]:
     """Return the untrained global model: seeded, or read from `initial-model`.
+
+    Args:
+        config: the run's options.
+        dataset: what it is for.
+        read: whether to read `initial-model`; a run with a checkpoint need not.
 
     Raises:
         ConfigError: `initial-model` is no model file, or of another model.
@@ -136,7 +145,7 @@ def initial_model(config: RunConfig, dataset: "Dataset") -> tuple[Arrays, ModelI
     )
     seed = keyed_seed(config.seed, "model")
     model = models.build(config.model, shape, num_classes, seed=seed)
-    if config.initial_model:
+    if config.initial_model and read:
         path = project_path(config.initial_model, "initial-model")
         given, _ = artifacts.read_model(path)
         try:
@@ -284,6 +293,13 @@ def _recorded(folder: RunFolder, history: History) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        history.end()
-        folder.write_error(error)
+        with contextlib.suppress(Exception):  # the first error is the one to tell
+            history.end()
+        with contextlib.suppress(OSError):
+            folder.write_error(error)
+        if isinstance(error, OSError):
+            raise artifacts.ResultsError(
+                f"{folder.path} cannot be written ({error.strerror or error}): make "
+                f'room, then continue with resume = "{folder.name}"'
+            ) from error
         raise

@@ -39,4 +39,6 @@ def run(
         with contextlib.chdir(project):  # where a SuperLink started now will stay
             return Connection.named(CONNECTION)
 
-    return running.run(console, connect, project, config, given, resources)
+    return running.run(
+        console, connect, project, config, given, resources, "fl-app run"
+    )

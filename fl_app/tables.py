@@ -1,18 +1,25 @@
 """Compared runs as tables, for the terminal and in Markdown."""
 
 from collections.abc import Sequence
+from math import sqrt
 from statistics import fmean
 
 from fl_app.comparison import Figure, Method, differences
 
 
-def verdict(difference: Figure) -> str:
-    """Say whether a difference is more than what the seeds make of it."""
+def verdict(difference: Figure, seeds: int) -> str:
+    """Say whether a mean of paired differences is more than chance makes of it.
+
+    By Student's t: the 95 % interval, mean ± t(0.975, n - 1) * deviation / sqrt(n).
+    """
     if difference.deviation is None:
-        return "one seed: says nothing of chance"
-    if abs(difference.mean) <= difference.deviation:
-        return "within its deviation: no difference shown"
-    return "exceeds its deviation"
+        return "one seed says nothing of chance"
+    from scipy.stats import t
+
+    half = float(t.ppf(0.975, seeds - 1)) * difference.deviation / sqrt(seeds)
+    low, high = difference.mean - half, difference.mean + half
+    shown = "a difference" if low > 0 or high < 0 else "no difference shown"
+    return f"95 % interval {low:+.4f} to {high:+.4f}: {shown}"
 
 
 def table(methods: Sequence[Method], tail: int) -> tuple[list[str], list[list[str]]]:
@@ -37,10 +44,9 @@ def _row(method: Method, tail: int) -> list[str]:
     cells = [
         method.label,
         " ".join(map(str, method.seeds)),
-        f"{method.final('rounds').mean:g}",
-        method.final("final_test_accuracy").text(4),
-        method.final("final_test_loss").text(4),
-        f"{method.final('total_seconds').mean:.0f}",
+        _text(method.final("rounds"), 0),
+        *(_text(method.final(f"final_test_{of}"), 4) for of in ("accuracy", "loss")),
+        _text(method.final("total_seconds"), 0),
         *(f"{_megabytes(method, way):.1f}" for way in ("upload", "download")),
     ]
     if tail:
@@ -49,8 +55,15 @@ def _row(method: Method, tail: int) -> list[str]:
             method.tail_deviation("test_accuracy", tail),
             method.tail_mean("train_loss", tail),
         )
-        cells += [figure.text(4) if figure else "" for figure in last]
+        cells += [_text(figure, 4) for figure in last]
     return cells
+
+
+def _text(figure: Figure | None, digits: int) -> str:
+    """Return a figure for a cell; empty where it was not measured."""
+    if figure is None:
+        return ""
+    return figure.text(digits) if digits else f"{figure.mean:.0f}"
 
 
 def _megabytes(method: Method, way: str) -> float:
@@ -76,5 +89,5 @@ def difference_lines(methods: Sequence[Method]) -> list[str]:
     for label, difference, seeds in differences(methods):
         signed = ("+" if difference.mean >= 0 else "") + difference.text(4)
         count = f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
-        lines.append(f"{label}: {signed} ({count}; {verdict(difference)})")
+        lines.append(f"{label}: {signed} ({count}; {verdict(difference, len(seeds))})")
     return lines

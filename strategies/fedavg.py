@@ -96,7 +96,10 @@ class FedAvg:
         )
 
     def restore(self, state: ServerState) -> None:
-        """Go on from a state that `state` returned."""
+        """Go on from a state that `state` returned.
+
+        A run that ended for want of a quorum is given as many rounds anew.
+        """
         self._failed_rounds = int(state.values[_FAILED_ROUNDS])
         self._limit.accepted = list(state.values[_NORMS])
 
@@ -116,6 +119,10 @@ class FedAvg:
         Raises:
             FederationError: `max_failed_rounds` rounds in a row missed the quorum.
         """
+        if first > num_rounds and self._failed_rounds >= self.max_failed_rounds:
+            raise self._given_up("no round is left")
+        if self._failed_rounds >= self.max_failed_rounds:
+            self._failed_rounds = 0
         for round in range(first, num_rounds + 1):
             result = self._round(federation, arrays, round)
             arrays = result.arrays
@@ -123,11 +130,13 @@ class FedAvg:
             self._failed_rounds = 0 if met else self._failed_rounds + 1
             yield result
             if self._failed_rounds >= self.max_failed_rounds:
-                raise FederationError(
-                    f"{self._failed_rounds} rounds in a row missed the quorum of "
-                    f"min-fraction = {self.min_fraction:g}; "
-                    f"last: {_first_reason(result)}"
-                )
+                raise self._given_up(_first_reason(result))
+
+    def _given_up(self, reason: str) -> FederationError:
+        return FederationError(
+            f"{self._failed_rounds} rounds in a row missed the quorum of min-fraction "
+            f"= {self.min_fraction:g}; last: {reason}"
+        )
 
     def validate(
         self, federation: Federation, arrays: Arrays, round: int

@@ -152,6 +152,8 @@ class Tally:
             failed = _failures(reply, wire.FAILED)
             trained = _rows(reply.content, wire.TRAINED, {wire.LOSS})
             self._check_clients(trained, failed, asked)
+            if task.get(wire.SINGLE_UPDATES) and wire.SUM in reply.content:
+                raise UpdateError("a sum of updates was sent where each was asked for")
             refused = self._add_updates(reply, trained)
         except Exception as error:  # a reply may be wrong in more ways than are known
             self._fail(reply, asked, f"bad reply: {type(error).__name__}: {error}")

@@ -75,8 +75,17 @@ class RobustMean(FedAvg):
     """FedAvg with a robust statistic of the updates in place of their mean."""
 
     def __init__(self, **fedavg_options: Any) -> None:
-        """Keep the options of FedAvg; ask nodes for single updates."""
+        """Keep the options of FedAvg; ask nodes for single updates.
+
+        Raises:
+            ValueError: `normalisation-policy` is "pooled", which needs a mean.
+        """
         super().__init__(**fedavg_options)
+        if self.pooled:
+            raise ValueError(
+                "normalisation-policy = 'pooled' needs a mean of second moments, which "
+                "a robust statistic is not: use 'average'"
+            )
         self.single_updates = True
 
     def collect(self, model: Arrays, cohort_size: int) -> UpdateStack:

@@ -68,6 +68,7 @@ def handshake(server: Path, trusted: Path, host: str) -> None:
     thread.start()
     try:
         trusting = ssl.create_default_context(cafile=str(trusted / "ca.crt"))
+        trusting.verify_flags |= ssl.VERIFY_X509_STRICT  # Python 3.13's default
         with trusting.wrap_socket(here, server_hostname=host):
             pass
     finally:
@@ -115,6 +116,20 @@ def test_nothing_is_replaced(tmp_path: Path) -> None:
         make(tmp_path, [], ["c"])
     del before["ca.crt"]
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    "host", ["", "srv.lan:9092", "https://srv.lan", "a b", "-x.org", "m\u00fcnchen.de"]
+)
+def test_a_host_must_be_one(tmp_path: Path, host: str) -> None:
+    with pytest.raises(ConfigError, match="is no host"):
+        make(tmp_path / "new", [host], [])
+    assert not (tmp_path / "new").exists()
+
+
+def test_no_certificate_outlives_its_authority(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="beyond the authority's own end"):
+        make(tmp_path, ["srv.lan"], [], days=4000)
 
 
 @pytest.mark.parametrize("name", ["", "../a", "a b", "ca", "server", "a/b"])

@@ -1,6 +1,7 @@
 """Runs side by side, on folders written by hand; all figures are computed by hand."""
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ def write(
                 "final_test_loss": 1 - accuracies[-1],
                 "rounds": len(accuracies) - 1,
                 "total_seconds": 10.0,
+                "model_sha256": str(accuracies),
             }
         )
     return folder.path
@@ -57,6 +59,7 @@ def test_runs_alike_but_for_the_seed_are_one_method(tmp_path: Path) -> None:
     assert method.label == "fedavg"
     assert method.seeds == [1, 2]
     final = method.final("final_test_accuracy")
+    assert final is not None
     assert final.mean == pytest.approx(0.8)
     assert final.deviation == pytest.approx(0.2 / 2**0.5)  # sample: divided by n - 1
     rounds, figures = method.curve("test_accuracy")
@@ -112,19 +115,48 @@ def test_a_difference_is_taken_seed_by_seed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("difference", "said"),
+    ("difference", "seeds", "said"),
     [
-        (Figure(0.02, 0.01), "exceeds its deviation"),
-        (Figure(-0.02, 0.01), "exceeds its deviation"),
-        (Figure(0.01, 0.02), "within its deviation: no difference shown"),
-        (Figure(0.0, 0.0), "within its deviation: no difference shown"),
-        (Figure(0.5, None), "one seed: says nothing of chance"),
+        # t(0.975, 2) = 4.3027, so three seeds need 2.484 deviations
+        (Figure(0.025, 0.01), 3, "+0.0002 to +0.0498: a difference"),
+        (Figure(-0.025, 0.01), 3, "-0.0498 to -0.0002: a difference"),
+        (Figure(0.024, 0.01), 3, "-0.0008 to +0.0488: no difference shown"),
+        (Figure(0.0, 0.0), 3, "+0.0000 to +0.0000: no difference shown"),
+        (Figure(0.009, 0.01), 20, ": a difference"),
+        (Figure(0.5, None), 1, "one seed says nothing of chance"),
     ],
 )
-def test_only_what_exceeds_its_deviation_is_a_difference(
-    difference: Figure, said: str
+def test_a_difference_is_what_chance_does_not_make(
+    difference: Figure, seeds: int, said: str
 ) -> None:
-    assert tables.verdict(difference) == said
+    assert tables.verdict(difference, seeds).endswith(said)
+
+
+def test_runs_without_a_test_split_are_judged_by_the_clients(tmp_path: Path) -> None:
+    def without_test(seed: int, strategy: str) -> Path:
+        path = write(tmp_path, [0.1, 0.2], seed=seed, strategy=strategy)
+        rows = [json.loads(line) for line in (path / "metrics.jsonl").open()]
+        for row in rows:
+            row["validation_accuracy"] = row["test_accuracy"]
+            row["test_accuracy"] = row["test_loss"] = None
+        RunFolder(path).write_metrics(rows)
+        summary = RunFolder(path).summary() or {}
+        RunFolder(path).write_summary(
+            summary | {"final_test_accuracy": None, "final_test_loss": None}
+        )
+        return path
+
+    found = methods(without_test(0, "fedavg"), without_test(0, "fedprox"))
+    assert comparison.differences(found) == []
+    assert "| fedavg | 0 | 1 |  |  | 10 |" in tables.markdown(found, 0)
+    assert comparing.picture(found).startswith(b"\x89PNG")
+
+
+def test_the_same_options_with_another_model_are_named(tmp_path: Path) -> None:
+    one = write(tmp_path, [0.1, 0.2], run_name="one")
+    other = write(tmp_path, [0.1, 0.3], run_name="other")
+    with pytest.raises(ConfigError, match="runs one and other have the same options"):
+        methods(one, other)
 
 
 def test_the_tail_is_the_last_rounds(tmp_path: Path) -> None:
@@ -170,7 +202,7 @@ def test_the_command_prints_and_writes(
     )
     assert "| fedprox proximal-mu=0.1 | 0 1 2 |" in text
     assert (
-        "- fedprox proximal-mu=0.1 - fedavg: +0.0000 ± 0.0000 (3 seeds; within its"
+        "- fedprox proximal-mu=0.1 - fedavg: +0.0000 ± 0.0000 (3 seeds; 95 % interval"
         in text
     )
     said = console.file.getvalue()  # type: ignore[attr-defined]

@@ -158,8 +158,8 @@ def test_a_negative_mu_is_refused() -> None:
 
 
 def test_the_registry() -> None:
-    assert available() == ["fedavg", "fedprox"]
-    with pytest.raises(ValueError, match="there are: fedavg, fedprox"):
+    assert available() == ["fedavg", "fedmedian", "fedprox", "trimmed-mean"]
+    with pytest.raises(ValueError, match="there are: fedavg, fedmedian"):
         load("fedmagic")
 
 

@@ -106,5 +106,5 @@ def test_ctrl_c_ends_all_of_it(tmp_path: Path) -> None:
     said, _ = started.communicate(timeout=90)
     assert started.returncode == 1, said
     assert "it was stopped by the user" in said
-    assert "To go on: fl-app run -c 'resume=\"net\"'" in said
+    assert 'To go on: fl-app network --nodes 3 -c \'resume="net"' in said
     wait_until_gone(tmp_path)

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from flwr.app import Context, RecordDict
 
-from fl_app import checkpoints, client_app, resuming, server_app
+from fl_app import artifacts, checkpoints, client_app, resuming, server_app
 from fl_app.artifacts import RunFolder
 from fl_app.config import ConfigError
 from strategies.fedavg import FedAvg
+from strategies.federation import FederationError
 from tests.conftest import default_options, make_config
 from tests.local_grid import LocalGrid, app_node
 
@@ -179,11 +180,12 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_resumably(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoints, "write_atomically", full)
-        with pytest.raises(checkpoints.CheckpointError, match="No space left"):
+        said = 'No space left on device.*continue with resume = "run"'
+        with pytest.raises(artifacts.ResultsError, match=said):
             start(tmp_path)
     error = RunFolder(tmp_path / "run").error()
     assert error is not None
-    assert 'continue with resume = "run"' in error["message"]
+    assert "No space left" in error["message"]
     assert figures(resume(tmp_path)) == whole
 
 
@@ -192,8 +194,90 @@ def test_a_finished_run_is_trained_further(
 ) -> None:
     start(tmp_path, given=QUICK | {"num-server-rounds": 2, "run-name": "run"})
     longer = figures(resume(tmp_path, num_server_rounds=4))
-    assert longer["summary"] == whole["summary"]
-    assert longer["metrics"] == whole["metrics"]
+    assert longer == whole
+
+
+def test_an_extension_that_was_stopped_is_still_one(
+    tmp_path: Path, whole: dict[str, Any]
+) -> None:
+    start(tmp_path, given=QUICK | {"num-server-rounds": 2, "run-name": "run"})
+    with pytest.MonkeyPatch.context() as patch:
+        kill_in(patch, FedAvg, "_round", 2)
+        with pytest.raises(Killed):
+            resume(tmp_path, num_server_rounds=4)
+    folder = resume(tmp_path)
+    assert figures(folder) == whole
+    resumed = (folder.config() or {})["resumed"]
+    assert [again["after_round"] for again in resumed] == [2, 3]
+
+
+def test_without_a_usable_checkpoint_nothing_is_lost(tmp_path: Path) -> None:
+    for path in stopped(tmp_path):
+        path.write_bytes(b"torn")
+    folder = RunFolder(tmp_path / "run")
+    before = {p: p.read_bytes() for p in folder.path.rglob("*") if p.is_file()}
+    with pytest.raises(ConfigError, match="no checkpoint that can be used"):
+        resume(tmp_path)
+    assert {p: p.read_bytes() for p in folder.path.rglob("*") if p.is_file()} == before
+
+
+def test_checkpoints_that_were_refused_do_not_crowd_out_new_ones(
+    tmp_path: Path,
+) -> None:
+    newest, before = stopped(tmp_path)
+    newest.write_bytes(b"torn")
+    with pytest.MonkeyPatch.context() as patch:
+        kill_in(patch, FedAvg, "_round", 2)
+        with pytest.raises(Killed):
+            resume(tmp_path)
+    kept = sorted(before.parent.glob("round-*"))
+    assert [path.name[:12] for path in kept] == ["round-000002", "round-000003"]
+    assert kept[0] == before
+    assert kept[1].read_bytes() != b"torn"
+
+
+def test_a_run_that_gave_up_is_given_rounds_anew(tmp_path: Path) -> None:
+    def fail(*_: Any) -> Any:
+        raise ValueError("out of order")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(client_app._ClientWork, "train", fail)
+        with pytest.raises(FederationError, match="2 rounds in a row"):
+            start(tmp_path, given=QUICK | {"max-failed-rounds": 2, "run-name": "run"})
+    folder = resume(tmp_path)
+    rows = folder.metrics()
+    assert [row["num_clients"] for row in rows] == [0, 0, 0, 3, 3]
+    assert folder.error() is None
+
+
+def test_a_run_that_gave_up_in_its_last_round_is_not_finished_by_resuming(
+    tmp_path: Path,
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise ValueError("out of order")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(client_app._ClientWork, "train", fail)
+        given = QUICK | {"max-failed-rounds": 4, "run-name": "run"}
+        with pytest.raises(FederationError, match="4 rounds in a row"):
+            start(tmp_path, given=given)
+    with pytest.raises(FederationError, match="no round is left"):
+        resume(tmp_path)
+    assert RunFolder(tmp_path / "run").summary() is None
+
+
+def test_the_initial_model_is_not_needed_again(
+    tmp_path: Path, whole: dict[str, Any]
+) -> None:
+    first = start(tmp_path, given=QUICK | {"run-name": "first"})
+    path = first.path / "model.safetensors"
+    given = QUICK | {"run-name": "run", "initial-model": str(path)}
+    with pytest.MonkeyPatch.context() as patch:
+        kill_in(patch, FedAvg, "_round", 3)
+        with pytest.raises(Killed):
+            start(tmp_path, given=given)
+    path.unlink()
+    assert resume(tmp_path).summary() is not None
 
 
 @pytest.mark.parametrize(
@@ -202,6 +286,7 @@ def test_a_finished_run_is_trained_further(
         ({"resume": "none"}, "resume = 'none': there is no such run"),
         ({"resume": "../run"}, "there is no such run"),
         ({"resume": "run", "seed": 9}, "the run has seed = 0, it cannot go on with 9"),
+        ({"resume": "run", "num-server-rounds": "x"}, "num-server-rounds = 'x' is not"),
         ({"resume": "run"}, "the run has finished its 4 rounds"),
         ({"resume": "run", "num-server-rounds": 3}, "has finished its 4 rounds"),
     ],

@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from flwr.app import Message
 
 from fl_app import client_app
 from fl_app.artifacts import RunFolder
-from strategies import load
+from strategies import load, wire
 from strategies.aggregation import UpdateError
+from strategies.federation import FederationError
 from strategies.replies import NormLimit
 from strategies.wire import Arrays
 from tests.test_run import run
@@ -148,6 +150,30 @@ def test_attacked_runs_stay_near_the_clean_one(
     named = {(r["round"], r["client"]) for r in left_out if r["failure"]}
     assert named == {(r, c) for r in range(1, 9) for c in (2, 5)}
     assert all("is above" in r["failure"] for r in left_out if r["failure"])
+
+
+def test_a_sum_does_not_get_around_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = client_app._train_and_validate
+
+    def forge(message: Message, context: Any, began: float) -> Message:
+        reply = honest(message, context, began)
+        for name in [n for n in reply.content if n.startswith(wire.UPDATE)]:
+            update = wire.unpack(reply.content[name])  # type: ignore[arg-type]
+            huge = {n: np.full(a.shape, 2**50, np.int64) for n, a in update.items()}
+            del reply.content[name]
+            reply.content[wire.SUM] = wire.pack(huge)
+        return reply
+
+    monkeypatch.setattr(client_app, "_train_and_validate", forge)
+    with pytest.raises(FederationError, match="a sum of updates was sent"):
+        run(tmp_path, nodes=6, max_update_norm=3.0)
+
+
+def test_pooled_statistics_are_refused() -> None:
+    with pytest.raises(ValueError, match="needs a mean of second moments"):
+        load("fedmedian")(seed=0, normalisation_policy="pooled")
 
 
 @pytest.mark.parametrize(
