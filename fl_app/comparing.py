@@ -12,6 +12,7 @@ from fl_app.comparison import Method
 from fl_app.config import ConfigError, project_path
 
 _ACROSS = 3
+"""Methods beside each other in a table on the terminal."""
 
 
 def write(console: Console, names: Sequence[str], tail: int, output: str) -> Path:
@@ -45,14 +46,13 @@ def _folder(name: str) -> Path:
 
 def _print(console: Console, methods: Sequence[Method], tail: int) -> None:
     header, rows = tables.table(methods, tail)
-    across = len(rows) <= _ACROSS  # a method a column is narrow enough to be read
-    lines = [header, *rows]
-    if across:
-        lines = [list(line) for line in zip(*lines, strict=True)]
-    table = Table(*lines[0])
-    for cells in lines[1:]:
-        table.add_row(*cells)
-    console.print(table, soft_wrap=not across)
+    for start in range(0, len(rows), _ACROSS):  # a method a column: narrow enough
+        columns = [header, *rows[start : start + _ACROSS]]
+        first, *lines = zip(*columns, strict=True)
+        table = Table(*first)
+        for cells in lines:
+            table.add_row(*cells)
+        console.print(table)
     for line in tables.difference_lines(methods):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 

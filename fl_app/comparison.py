@@ -15,6 +15,7 @@ from typing import Any
 import strategies
 from fl_app.artifacts import RunFolder
 from fl_app.config import ConfigError
+from fl_app.environment import default_options, find_project
 
 _CIRCUMSTANCES = {
     *("seed", "run-name", "results-dir", "data-dir", "num-threads"),
@@ -72,7 +73,9 @@ class Run:
                 f"run {path.name} did not finish (it has no summary.json): leave it "
                 "out, or train it again"
             )
-        return cls(path.name, config["options"], folder.metrics(), summary)
+        declared = default_options(find_project())  # for a run of an older version
+        options = {"strategy-options": {}, **declared, **config["options"]}
+        return cls(path.name, options, folder.metrics(), summary)
 
     @property
     def seed(self) -> int:
@@ -93,7 +96,7 @@ class Run:
         return {
             key: value
             for key, value in options.items()
-            if key not in _CIRCUMSTANCES and key not in others
+            if key not in _CIRCUMSTANCES | others and "." not in key
         }
 
     def column(self, key: str) -> dict[int, float]:

@@ -91,6 +91,16 @@ def test_an_option_of_another_strategy_makes_no_difference(tmp_path: Path) -> No
     assert [method.seeds for method in found] == [[0, 1]]
 
 
+def test_a_run_of_an_older_version_has_the_options_of_today(tmp_path: Path) -> None:
+    older = write(tmp_path, [0.1, 0.2], seed=1)
+    described = json.loads((older / "config.json").read_text())
+    for option in ("test-path", "resume", "strategy-options", "max-update-norm"):
+        del described["options"][option]
+    (older / "config.json").write_text(json.dumps(described))
+    (method,) = methods(write(tmp_path, [0.1, 0.2], seed=0), older)
+    assert method.label == "fedavg"
+
+
 def test_the_same_run_again_counts_once(tmp_path: Path) -> None:
     first = write(tmp_path, [0.1, 0.2])
     again = write(tmp_path, [0.1, 0.2], run_name="again")
