@@ -172,6 +172,7 @@ class FedAvg:
         evaluate: list[int],
     ) -> dict[int, RecordDict]:
         """Return one message content per node; the model's record is one for all."""
+        federation.wait()
         model = wire.pack(arrays)
         chosen, validating = set(train), set(evaluate)
         contents = {}

@@ -78,6 +78,7 @@ class Federation:
         """
         self._grid = grid
         self._min_nodes = min_nodes
+        self._node_timeout = node_timeout
         text = json.dumps(dict(options or {}), sort_keys=True)
         self._options = ConfigRecord({wire.JSON: text})
         self.label_counts: np.ndarray[tuple[int, int], np.dtype[np.int64]]
@@ -191,20 +192,39 @@ class Federation:
         """Return the number of training examples of a client."""
         return int(self.label_counts[client_id].sum())
 
+    def wait(self) -> None:
+        """Wait until `min_nodes` of the run's nodes are there; `node_timeout` at most.
+
+        A node that was restarted with its key is the same node again.
+        """
+        deadline = time.monotonic() + self._node_timeout
+        told = False
+        while len(self._present()) < self._min_nodes and time.monotonic() < deadline:
+            if not told:
+                log.warning("Waiting for min-nodes = %d nodes", self._min_nodes)
+            told = True
+            time.sleep(0.2)
+
+    def _present(self) -> list[int]:
+        """Return the nodes of this run that are there now, as far as Flower knows."""
+        return sorted({*self.node_ids} & {*self._grid.get_node_ids()})
+
     def deal(self, cohort: Sequence[int]) -> dict[int, list[int]]:
         """Return the clients each node is to train, balanced by number of examples.
 
         Largest first to the node with the least so far (Graham 1969, at most 4/3 of
-        the best makespan). Nodes that would get no client are left out. A client that
-        only one node has is dealt to that.
+        the best makespan). Nodes that would get no client are left out, and so are
+        those that are not there, if any is. A client that only one node has is dealt
+        to that, there or not.
         """
         shares: dict[int, list[int]] = {node: [] for node in self.node_ids}
+        present = self._present() or self.node_ids
         loads = dict.fromkeys(self.node_ids, 0)
         for client in sorted(cohort, key=lambda c: (-self.num_examples(c), c)):
             if self._node_of is not None:
                 node = self._node_of[client]
             else:
-                node = min(self.node_ids, key=lambda n: (loads[n], n))
+                node = min(present, key=lambda n: (loads[n], n))
             shares[node].append(client)
             loads[node] += self.num_examples(client)
         return {node: sorted(clients) for node, clients in shares.items() if clients}
@@ -219,12 +239,16 @@ class Federation:
     ) -> Iterator[Reply]:
         """Send each node its content; yield the replies as they come.
 
-        Every node yields exactly one `Reply`: an error stands for a node that was
-        refused, failed or stayed silent for `timeout` seconds. Messages expire with
+        Every node yields exactly one `Reply`: an error stands for a node that is not
+        there, was refused, failed or stayed silent for `timeout` seconds. Messages expire with
         the timeout, so a late node does not go on working through old ones.
         """
         waiting: dict[str, int] = {}
+        present = {*self._grid.get_node_ids()}
         for node, content in contents.items():
+            if node not in present:
+                yield Reply(node, None, "the node is not there")
+                continue
             content[wire.OPTIONS] = self._options
             if self._agreed is not None:
                 content[wire.AGREED] = self._agreed

@@ -119,3 +119,36 @@ def test_a_refused_message_is_an_error_of_its_node() -> None:
     (reply,) = nodes.exchange({10: RecordDict()}, "query", timeout=1)
     assert reply.content is None
     assert "refused" in reply.error
+
+
+def test_work_is_dealt_to_the_nodes_that_are_there() -> None:
+    counts = [[9, 0], [5, 0], [4, 0], [1, 1], [0, 2]]
+    here = federation(hosting(counts), hosting(counts))
+    grid = here._grid
+    assert isinstance(grid, LocalGrid)
+    gone = grid.nodes.pop(10)
+    assert here.deal([0, 1, 2, 3, 4]) == {11: [0, 1, 2, 3, 4]}
+    grid.nodes[10] = gone  # the same node, restarted
+    assert set(here.deal([0, 1, 2, 3, 4])) == {10, 11}
+    grid.nodes[77] = gone  # a node that was not asked at the start
+    assert set(here.deal([0, 1, 2, 3, 4])) == {10, 11}
+
+
+def test_a_node_that_is_not_there_is_an_answer_at_once() -> None:
+    here = federation(hosting([[1, 2]]), hosting([[1, 2]]))
+    del here._grid.nodes[10]  # type: ignore[attr-defined]
+    contents = {node: RecordDict() for node in (10, 11)}
+    start = time.monotonic()
+    replies = {r.node_id: r for r in here.exchange(contents, wire.QUERY, timeout=30)}
+    assert time.monotonic() - start < 10
+    assert replies[10].error == "the node is not there"
+    assert replies[11].content is not None
+
+
+def test_a_round_waits_for_the_nodes_with_a_bound() -> None:
+    here = federation(hosting([[1, 2]]), hosting([[1, 2]]), min_nodes=2)
+    here.wait()
+    del here._grid.nodes[10]  # type: ignore[attr-defined]
+    start = time.monotonic()
+    here.wait()  # node_timeout
+    assert 0.3 <= time.monotonic() - start < 10
