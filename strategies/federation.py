@@ -240,8 +240,8 @@ class Federation:
         """Send each node its content; yield the replies as they come.
 
         Every node yields exactly one `Reply`: an error stands for a node that is not
-        there, was refused, failed or stayed silent for `timeout` seconds. Messages expire with
-        the timeout, so a late node does not go on working through old ones.
+        there, was refused, failed or stayed silent for `timeout` seconds. Messages
+        expire with the timeout, so a late node does not go on working through old ones.
         """
         waiting: dict[str, int] = {}
         present = {*self._grid.get_node_ids()}
