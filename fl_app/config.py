@@ -42,6 +42,7 @@ class Recipe:
     momentum: float = 0.9
     weight_decay: float = 0.0
     learning_rate_decay: float = 1.0
+    max_gradient_norm: float = 0.0
     partitioner: str = "dirichlet"
     num_clients: int = 10
 
@@ -114,6 +115,7 @@ class RunConfig(BaseModel):
     learning_rate_decay: float = Field(gt=0, le=1)
     momentum: float = Field(ge=0, lt=1)
     weight_decay: float = Field(ge=0, allow_inf_nan=False)
+    max_gradient_norm: float = Field(ge=0, allow_inf_nan=False)
     precision: Literal["float32", "bfloat16"]
     num_threads: int = Field(ge=1, le=1024)
 

@@ -20,9 +20,12 @@ def sgd(
     learning_rate: float,
     momentum: float,
     weight_decay: float,
+    max_gradient_norm: float = 0.0,
 ) -> Step:
     """Return a step of stochastic gradient descent with (heavy-ball) momentum.
 
+    The gradient g of all parameters together is scaled down to `max_gradient_norm` if
+    it is longer (Pascanu et al. 2013, arXiv:1211.5063); 0 leaves it as it is. Then
     v <- momentum * v + (g + weight_decay * w), with v = g at first; w <- w - lr * v.
     """
     moving = list(parameters)
@@ -31,9 +34,11 @@ def sgd(
 
     def step() -> None:
         nonlocal first
+        gradients = _gradients(moving)
+        clip(gradients, max_gradient_norm)
         torch._fused_sgd_(
             moving,
-            _gradients(moving),
+            gradients,
             velocities,
             lr=learning_rate,
             momentum=momentum,
@@ -49,19 +54,28 @@ def sgd(
 
 
 def adam(
-    parameters: Iterable[Tensor], *, learning_rate: float, weight_decay: float
+    parameters: Iterable[Tensor],
+    *,
+    learning_rate: float,
+    weight_decay: float,
+    max_gradient_norm: float = 0.0,
 ) -> Step:
-    """Return a step of Adam (Kingma and Ba 2015, arXiv:1412.6980), usual constants."""
+    """Return a step of Adam (Kingma and Ba 2015, arXiv:1412.6980), usual constants.
+
+    The gradient is scaled down first, as in `sgd`.
+    """
     moving = list(parameters)
     first = [torch.zeros_like(p) for p in moving]
     second = [torch.zeros_like(p) for p in moving]
     counts = [torch.zeros((), device=p.device) for p in moving]
 
     def step() -> None:
+        gradients = _gradients(moving)
+        clip(gradients, max_gradient_norm)
         torch._foreach_add_(counts, 1)
         torch._fused_adam_(
             moving,
-            _gradients(moving),
+            gradients,
             first,
             second,
             [],
@@ -76,6 +90,13 @@ def adam(
         )
 
     return torch.no_grad()(step)
+
+
+def clip(gradients: list[Tensor], longest: float) -> None:
+    """Scale the gradients in place so that their joint L2 norm is `longest` at most."""
+    if longest:
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        torch._foreach_mul_(gradients, (longest / (norm + 1e-6)).clamp(max=1.0))
 
 
 def _gradients(parameters: list[Tensor]) -> list[Tensor]:

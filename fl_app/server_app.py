@@ -11,7 +11,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 import strategies
-from fl_app import artifacts, environment, orphans, resuming
+from fl_app import artifacts, environment, processes, resuming
 from fl_app.artifacts import ModelInfo, RunFolder
 from fl_app.callbacks import Callback, MetricsFiles, Pictures, ProgressLog
 from fl_app.checkpoints import Checkpoints
@@ -38,7 +38,7 @@ def main(grid: Grid, context: Context) -> None:
     from fl_app.data import datasets, private
 
     start = time.monotonic()
-    orphans.end_with_parent()
+    processes.end_with_parent()
     config = read_config(context.run_config)
     artifacts.usable_results_dir(config)
     agreement = private.Agreement(config) if config.dataset == private.NAME else None

@@ -61,6 +61,7 @@ class TrainOptions:
     momentum: float
     weight_decay: float
     precision: str = "float32"
+    max_gradient_norm: float = 0.0
 
     @classmethod
     def of_round(cls, config: RunConfig, round: int) -> "TrainOptions":
@@ -74,6 +75,7 @@ class TrainOptions:
             momentum=config.momentum,
             weight_decay=config.weight_decay,
             precision=config.precision,
+            max_gradient_norm=config.max_gradient_norm,
         )
 
 
@@ -157,12 +159,14 @@ def _optimizer(parameters: list[nn.Parameter], options: TrainOptions) -> optim.S
             parameters,
             learning_rate=options.learning_rate,
             weight_decay=options.weight_decay,
+            max_gradient_norm=options.max_gradient_norm,
         )
     return optim.sgd(
         parameters,
         learning_rate=options.learning_rate,
         momentum=options.momentum,
         weight_decay=options.weight_decay,
+        max_gradient_norm=options.max_gradient_norm,
     )
 
 

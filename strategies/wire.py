@@ -6,7 +6,7 @@ the project spells one out.
 
 import io
 from collections.abc import Mapping
-from math import prod
+from math import inf, prod
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -97,6 +97,24 @@ def update_of(client: int, of: int) -> str:
 def num_bytes(content: RecordDict) -> int:
     """Size of a message's content in bytes, names and metadata included."""
     return sum(record.count_bytes() for record in content.values() if len(record) > 0)
+
+
+def integer(record: ConfigRecord, key: str) -> int:
+    """Return a record's integer.
+
+    Raises:
+        ValueError: it is none.
+    """
+    value = record[key]
+    if not isinstance(value, int):
+        raise ValueError(f"{key} must be an integer, got {value!r}")
+    return value
+
+
+def budget_in(task: ConfigRecord) -> float:
+    """Return the seconds that a node may work; infinite where nothing is said."""
+    value = task.get(BUDGET, inf)
+    return value if isinstance(value, float) else inf
 
 
 def integers(record: ConfigRecord, key: str) -> list[int]:

@@ -21,7 +21,7 @@ STRATEGY_LAYERS = [
 ]
 APP_LAYERS = [
     {"models"},
-    {"config", "startup", "orphans"},
+    {"config", "startup", "processes"},
     {
         "optim",
         "batches",
@@ -41,6 +41,8 @@ APP_LAYERS = [
     {"data.private"},
     {"checkpoints"},
     {"resuming"},
+    {"workspace"},
+    {"client_work"},
     {"client_app", "server_app", "following", "submission", "certificates"},
     {"running", "doctor"},
     {"simulation", "network"},
@@ -130,7 +132,7 @@ def test_only_config_reads_the_run_config() -> None:
         for path in sources("fl_app")
         if "context.run_config" in path.read_text()
     }
-    assert readers == {"client_app.py", "server_app.py"}
+    assert readers == {"workspace.py", "server_app.py"}
     for name in readers:  # which hand it over whole
         text = (PROJECT / "fl_app" / name).read_text()
         assert "run_config[" not in text

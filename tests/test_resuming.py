@@ -241,7 +241,7 @@ def test_a_run_that_gave_up_is_given_rounds_anew(tmp_path: Path) -> None:
         raise ValueError("out of order")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(client_app._ClientWork, "train", fail)
+        patch.setattr(client_app.ClientWork, "train", fail)
         with pytest.raises(FederationError, match="2 rounds in a row"):
             start(tmp_path, given=QUICK | {"max-failed-rounds": 2, "run-name": "run"})
     folder = resume(tmp_path)
@@ -257,7 +257,7 @@ def test_a_run_that_gave_up_in_its_last_round_is_not_finished_by_resuming(
         raise ValueError("out of order")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(client_app._ClientWork, "train", fail)
+        patch.setattr(client_app.ClientWork, "train", fail)
         given = QUICK | {"max-failed-rounds": 4, "run-name": "run"}
         with pytest.raises(FederationError, match="4 rounds in a row"):
             start(tmp_path, given=given)

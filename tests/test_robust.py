@@ -113,7 +113,7 @@ def attack(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Let clients 2 and 5 send 100 times their update, sign-flipped."""
 
     def begin() -> None:
-        honest = client_app._ClientWork.train
+        honest = client_app.ClientWork.train
 
         def train(work: Any, client: int) -> Any:
             update, row = honest(work, client)
@@ -121,7 +121,7 @@ def attack(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
                 update = {n: (-100 * a).astype(a.dtype) for n, a in update.items()}
             return update, row
 
-        monkeypatch.setattr(client_app._ClientWork, "train", train)
+        monkeypatch.setattr(client_app.ClientWork, "train", train)
 
     return begin
 
@@ -157,8 +157,8 @@ def test_a_sum_does_not_get_around_the_limit(
 ) -> None:
     honest = client_app._train_and_validate
 
-    def forge(message: Message, context: Any, began: float) -> Message:
-        reply = honest(message, context, began)
+    def forge(message: Message, context: Any, deadline: float) -> Message:
+        reply = honest(message, context, deadline)
         for name in [n for n in reply.content if n.startswith(wire.UPDATE)]:
             update = wire.unpack(reply.content[name])  # type: ignore[arg-type]
             huge = {n: np.full(a.shape, 2**50, np.int64) for n, a in update.items()}

@@ -227,14 +227,14 @@ def test_a_run_name_that_exists_is_refused(tmp_path: Path) -> None:
 def test_a_client_that_raises_is_left_out_and_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = client_app._ClientWork.train
+    honest = client_app.ClientWork.train
 
     def train(work: Any, client: int) -> Any:
         if client == 4:
             raise ValueError("boom")
         return honest(work, client)
 
-    monkeypatch.setattr(client_app._ClientWork, "train", train)
+    monkeypatch.setattr(client_app.ClientWork, "train", train)
     folder = run(tmp_path)
     assert [row["num_failures"] for row in folder.metrics()] == [0, 1, 1, 1]
     assert [row["num_clients"] for row in folder.metrics()] == [0, 5, 5, 5]
@@ -247,14 +247,14 @@ def test_a_client_that_raises_is_left_out_and_named(
 def test_when_time_is_up_the_clients_that_are_done_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = client_app._ClientWork.train
+    honest = client_app.ClientWork.train
 
     def train(work: Any, client: int) -> Any:
         if client == 2:
             time.sleep(1.1)
         return honest(work, client)
 
-    monkeypatch.setattr(client_app._ClientWork, "train", train)
+    monkeypatch.setattr(client_app.ClientWork, "train", train)
     folder = run(tmp_path, nodes=1, num_server_rounds=1, round_timeout=1.0)
     failed = {r["client"]: r["failure"] for r in folder.clients() if r["failure"]}
     assert sorted(failed) == [2, 3, 4, 5]
@@ -266,7 +266,7 @@ def test_when_time_is_up_the_clients_that_are_done_count(
 def test_an_update_that_is_not_finite_is_left_out_on_its_node(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_clients: int
 ) -> None:
-    honest = client_app._ClientWork.train
+    honest = client_app.ClientWork.train
 
     def train(work: Any, client: int) -> Any:
         update, row = honest(work, client)
@@ -274,7 +274,7 @@ def test_an_update_that_is_not_finite_is_left_out_on_its_node(
             update["1.bias"] = np.full_like(update["1.bias"], np.nan)
         return update, row
 
-    monkeypatch.setattr(client_app._ClientWork, "train", train)
+    monkeypatch.setattr(client_app.ClientWork, "train", train)
     folder = run(tmp_path, num_clients=num_clients)
     failed = [row for row in folder.clients() if row["failure"]]
     assert {row["client"] for row in failed} == {1}
@@ -288,7 +288,7 @@ def test_a_run_whose_clients_all_fail_ends_and_says_why(
     def train(work: Any, client: int) -> Any:
         raise ValueError("boom")
 
-    monkeypatch.setattr(client_app._ClientWork, "train", train)
+    monkeypatch.setattr(client_app.ClientWork, "train", train)
     with pytest.raises(FederationError, match="missed the quorum.*boom"):
         run(tmp_path, max_failed_rounds=2)
     folder = RunFolder(tmp_path / "run")
@@ -302,14 +302,14 @@ def test_a_run_whose_clients_all_fail_ends_and_says_why(
 def test_a_validation_that_raises_is_left_out_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    honest = client_app._ClientWork.validate
+    honest = client_app.ClientWork.validate
 
     def validate(work: Any, client: int) -> Any:
         if client == 2:
             raise ValueError("boom in validation")
         return honest(work, client)
 
-    monkeypatch.setattr(client_app._ClientWork, "validate", validate)
+    monkeypatch.setattr(client_app.ClientWork, "validate", validate)
     folder = run(tmp_path, fraction_train=0.34, fraction_evaluate=1.0)
     assert all(row["num_failures"] == 0 for row in folder.metrics())
     assert all(row["validation_accuracy"] is not None for row in folder.metrics())

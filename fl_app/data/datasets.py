@@ -161,6 +161,7 @@ DATASETS: dict[str, DatasetSpec] = {
             learning_rate=0.02,
             learning_rate_decay=0.9,
             weight_decay=5e-4,
+            max_gradient_norm=2.0,
             augment=True,
             num_clients=5,
         ),

@@ -1,19 +1,25 @@
-"""Ends a server process that its SuperLink has left behind.
+"""Ends processes of a run that hang, or that were left behind.
 
 When the process that started it is gone, Flower interrupts a ServerApp, but then waits
 without a bound for a SuperLink that no longer answers. The lock on the run's folder
 waits with it, and the run could not be resumed.
 """
 
+import faulthandler
 import logging
 import os
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from math import inf
+from pathlib import Path
 
 log = logging.getLogger("flwr.fl_app")
 
+_CLIENT = "flwr-clientapp"  # of a SuperNode, for one message
+_CLIENT_GRACE_SECONDS = 15.0
 _FLAG = "--parent-pid"
 _GRACE_SECONDS = 5.0  # to finish the run's files
 
@@ -42,3 +48,21 @@ def _is_alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+@contextmanager
+def watched(budget: float) -> Iterator[None]:
+    """End this process if what is done within hangs for longer than `budget` seconds.
+
+    It is the business of processes that Flower starts for one message, which can be
+    spared; a simulated node is a process that others need. The watch is the C
+    library's, so it also ends what never comes back to Python, and says where it was.
+    """
+    if Path(sys.argv[0]).name != _CLIENT or budget == inf:
+        yield
+        return
+    faulthandler.dump_traceback_later(budget + _CLIENT_GRACE_SECONDS, exit=True)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()

@@ -6,10 +6,10 @@ import time
 
 ORPHAN = """
 import signal, sys, time
-from fl_app import orphans
-orphans._GRACE_SECONDS = 0.2
+from fl_app import processes
+processes._GRACE_SECONDS = 0.2
 signal.signal(signal.SIGINT, signal.SIG_IGN)
-orphans.end_with_parent()
+processes.end_with_parent()
 print("watching", flush=True)
 time.sleep(60)
 """
