@@ -103,6 +103,11 @@ def read_newest(run: Path, config: RunConfig) -> Checkpoint | None:
     return None
 
 
+def newest_round(run: Path) -> int:
+    """Return the round of a run's newest checkpoint, usable or not; 0 without one."""
+    return max(map(_round_of, _paths(run)), default=0)
+
+
 def exist(run: Path) -> bool:
     """Whether a run has checkpoints, be they usable or not."""
     return bool(_paths(run))

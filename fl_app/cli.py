@@ -100,7 +100,7 @@ def network(
         arguments = [*networks.options_for(folder), *arguments]
     config, given = resolve(arguments)
     with console.status("reading the data", spinner="dots"):
-        config = running.prepare(config, len(configs))
+        config = running.prepare(config, len(configs), own_data=bool(data))
     failure = networks.run(console, project, config, given, configs, command)
     if failure is not None:
         console.print(failure, soft_wrap=True, markup=False, highlight=False)
@@ -206,7 +206,8 @@ def resolve(arguments: list[str] | None) -> tuple[RunConfig, dict[str, Any]]:
 def _meant(key: str, known: list[str]) -> str:
     from difflib import get_close_matches
 
-    close = get_close_matches(key, known, n=1)
+    inside = [option for option in known if option.endswith(f".{key}")]
+    close = inside or get_close_matches(key, known, n=1)
     return (
         f": did you mean {close[0]}?" if close else f"; there are: {', '.join(known)}"
     )

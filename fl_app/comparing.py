@@ -1,5 +1,6 @@
 """The command that compares runs: reads them, prints the table, writes the files."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,17 +22,18 @@ def write(console: Console, names: Sequence[str], tail: int, output: str) -> Pat
     Raises:
         ConfigError: a name is not of a finished run, or nothing can be written.
     """
-    runs = comparison.read([_folder(name) for name in names])
+    runs, again = comparison.read([_folder(name) for name in names])
     methods = comparison.group(runs)
-    if len(runs) < len(names):
-        again = len(names) - len(runs)
-        console.print(f"left out, the same options and seed again: {again}")
+    for run in again:
+        console.print(f"left out, the same run again: {run.name}", soft_wrap=True)
     _print(console, methods, tail)
     folder = project_path(output, "--output")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         text = tables.markdown(methods, tail)
         write_atomically(folder / "comparison.md", text.encode())
+        described = json.dumps(tables.records(methods, tail), indent=2) + "\n"
+        write_atomically(folder / "comparison.json", described.encode())
         write_atomically(folder / "comparison.png", picture(methods))
     except OSError as error:
         raise ConfigError(f"--output {output!r} cannot be written: {error}") from error
@@ -41,7 +43,13 @@ def write(console: Console, names: Sequence[str], tail: int, output: str) -> Pat
 def _folder(name: str) -> Path:
     """A path as typed from here, or else a run's name in results/."""
     here = Path(name).expanduser().absolute()
-    return here if here.is_dir() else project_path("results", "results-dir") / name
+    if here.is_dir():
+        return here
+    results = project_path("results", "results-dir")
+    if (results / name).is_dir():
+        return results / name
+    there = sorted(path.parent.name for path in results.glob("*/config.json"))
+    raise ConfigError(f"there is no run {name!r}; there are: {', '.join(there)}")
 
 
 def _print(console: Console, methods: Sequence[Method], tail: int) -> None:
@@ -61,8 +69,11 @@ def picture(methods: Sequence[Method]) -> bytes:
     """Return a PNG: test accuracy and loss, mean and band over the seeds."""
     on_test = all(method.curve("test_loss")[0] for method in methods)
     judge, loss = ("test", "test_loss") if on_test else ("validation", "train_loss")
-    options = methods[0].runs[0].options
-    title = f"{Path(options['dataset']).name}, {options['model']}"
+    kinds = {
+        f"{Path(m.runs[0].options['dataset']).name}, {m.runs[0].options['model']}"
+        for m in methods
+    }
+    title = kinds.pop() if len(kinds) == 1 else "several data sets or models"
     return plots.comparison(
         _bands(methods, f"{judge}_accuracy"),
         _bands(methods, loss),

@@ -24,6 +24,10 @@ _CIRCUMSTANCES = {
 """Options that say how or where a run was made, not what it computes."""
 
 
+_COMPARABLE = ("dataset", "num-server-rounds")
+"""Options in which methods must agree for their difference to say something."""
+
+
 @dataclass(frozen=True)
 class Figure:
     """A mean over seeds; the sample standard deviation is None for a single one."""
@@ -71,7 +75,7 @@ class Run:
         if summary is None:
             raise ConfigError(
                 f"run {path.name} did not finish (it has no summary.json): leave it "
-                "out, or train it again"
+                f'out, or continue it with resume="{path.name}"'
             )
         declared = default_options(find_project())  # for a run of an older version
         options = {"strategy-options": {}, **declared, **config["options"]}
@@ -116,6 +120,10 @@ class Method:
     label: str
     runs: list[Run]
 
+    def option(self, key: str) -> Any:
+        """Return an option that decides what was computed."""
+        return self.runs[0].options[key]
+
     @property
     def seeds(self) -> list[int]:
         """The seeds, ascending."""
@@ -144,14 +152,15 @@ class Method:
         return Figure.of([stdev(tail) for tail in tails]) if enough else None
 
 
-def read(paths: Iterable[Path]) -> list[Run]:
-    """Read runs; of those that are the same (the model's hash says it), the first.
+def read(paths: Iterable[Path]) -> tuple[list[Run], list[Run]]:
+    """Return the runs, and those that are one of them again (by the model's hash).
 
     Raises:
         ConfigError: a folder is not of a finished run, or two runs with the same
             options and seed made different models.
     """
     runs: list[Run] = []
+    again: list[Run] = []
     for path in paths:
         run = Run.read(path)
         alike = [r for r in runs if r.seed == run.seed and r.method == run.method]
@@ -163,7 +172,9 @@ def read(paths: Iterable[Path]) -> list[Run]:
                 "but made different models (other code, machine or number of nodes?): "
                 "leave one of them out"
             )
-    return runs
+        else:
+            again.append(run)
+    return runs, again
 
 
 def group(runs: Sequence[Run]) -> list[Method]:
@@ -212,17 +223,24 @@ def differences(methods: Sequence[Method]) -> list[tuple[str, Figure, list[int]]
     """Return final test accuracy against the first method's, for the seeds of both.
 
     Each is a label, the mean of the paired differences with their deviation, and the
-    seeds; a method that shares no seed with the first is left out.
+    seeds. A method is left out that shares no seed with the first, or is of another
+    data set or number of rounds.
     """
     first, *others = methods
-    key = "final_test_accuracy"
-    base = {r.seed: r.summary[key] for r in first.runs if r.summary[key] is not None}
+    accuracy = "final_test_accuracy"
+    base = {
+        run.seed: run.summary[accuracy]
+        for run in first.runs
+        if run.summary[accuracy] is not None
+    }
     found = []
     for method in others:
+        if any(method.option(key) != first.option(key) for key in _COMPARABLE):
+            continue
         pairs = {
-            run.seed: run.summary[key] - base[run.seed]
+            run.seed: run.summary[accuracy] - base[run.seed]
             for run in method.runs
-            if run.seed in base and run.summary[key] is not None
+            if run.seed in base and run.summary[accuracy] is not None
         }
         if pairs:
             label = f"{method.label} - {first.label}"

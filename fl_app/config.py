@@ -47,6 +47,7 @@ class Recipe:
     num_clients: int = 10
 
 
+_RESERVED = {"comparison", "reference"}
 _ADAM_LEARNING_RATE = 0.001  # Kingma and Ba 2015; recipes are for SGD
 _ZERO_IS_AUTO = {"num_server_rounds", "local_epochs", "batch_size", "learning_rate"}
 """Options for which 0 has no meaning of its own."""
@@ -146,6 +147,8 @@ class RunConfig(BaseModel):
                 "should be up to 100 letters, digits, dots, dashes and underscores, "
                 "the first a letter or digit"
             )
+        if name in _RESERVED:
+            raise ValueError("is the name of a folder that holds no run")
         return name
 
     @classmethod

@@ -20,6 +20,7 @@ _STYLES: dict[str, dict[str, Any]] = {
 _METHODS = [BLUE, ORANGE, "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"]
 _LINES = ["-", "--", "-.", ":"]
 _GRID: dict[str, Any] = {"color": "#d9d9d9", "linewidth": 0.6}
+_SHORT = 48  # letters: labels up to that fit beside each other
 _MAX_BARS = 40
 """Clients up to which each gets a bar of its own in the partition picture."""
 
@@ -205,7 +206,7 @@ def comparison(
         labels,
         loc="outside lower center",
         frameon=False,
-        ncols=min(3, len(labels)),
+        ncols=1 if max(map(len, labels), default=0) > _SHORT else 2,
     )
     figure.suptitle(title)
     return _png(figure)

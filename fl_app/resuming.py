@@ -63,6 +63,12 @@ def config_of(given: Mapping[str, Any], results_dir: str) -> RunConfig:
             f"resume = {name!r}: the run has finished its {summary['rounds']} rounds; "
             "raise num-server-rounds to train it further"
         )
+    done = checkpoints.newest_round(folder.path)
+    if done > config.num_server_rounds:
+        raise ConfigError(
+            f"resume = {name!r}: round {done} is done, num-server-rounds = "
+            f"{config.num_server_rounds} is less"
+        )
     return config
 
 
@@ -126,8 +132,12 @@ def opened(
 
 
 @contextlib.contextmanager
-def held(folder: RunFolder) -> Iterator[None]:
+def held(folder: RunFolder, patience: float = 0.0) -> Iterator[None]:
     """Be the only one that writes the run's folder; it is free when a process dies.
+
+    Args:
+        folder: the run's folder.
+        patience: seconds to wait for the process that holds it.
 
     Raises:
         ConfigError: another process holds it.
@@ -135,7 +145,7 @@ def held(folder: RunFolder) -> Iterator[None]:
     checks = folder.path / checkpoints.FOLDER
     checks.mkdir(exist_ok=True)
     try:
-        with FileLock(checks / ".lock", timeout=0):
+        with FileLock(checks / ".lock", timeout=patience):
             yield
     except Timeout:
         raise ConfigError(

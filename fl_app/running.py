@@ -12,9 +12,10 @@ from rich.console import Console
 from fl_app import artifacts, checkpoints, resuming
 from fl_app.artifacts import RunFolder
 from fl_app.config import ConfigError, RunConfig, project_path
-from fl_app.data import datasets, private
+from fl_app.data import datasets
 from fl_app.environment import default_options, find_project
 from fl_app.following import RunView, first_traceback, follow
+from fl_app.server_app import build_strategy
 
 if TYPE_CHECKING:
     from fl_app.submission import Connection
@@ -24,10 +25,11 @@ _STOP_SECONDS = 30.0
 _PATIENCE_SECONDS = 600.0  # for a run to begin; others of the user may be before it
 
 
-def prepare(config: RunConfig, num_nodes: int) -> RunConfig:
+def prepare(config: RunConfig, num_nodes: int, *, own_data: bool = False) -> RunConfig:
     """Check all that can be checked before a process is started; name the run.
 
-    The data set is read (into its cache, the first time) and divided.
+    The data set is read (into its cache, the first time) and divided, unless each node
+    has data of its own.
 
     Raises:
         ConfigError: an option does not fit the data or the machine.
@@ -38,10 +40,11 @@ def prepare(config: RunConfig, num_nodes: int) -> RunConfig:
             f"min-nodes = {config.min_nodes} is more than the {num_nodes} simulated "
             "nodes: lower it, or raise --nodes"
         )
-    if config.dataset != private.NAME:
+    build_strategy(config)
+    if not own_data:
         dataset = datasets.load(config)
         dataset.partition(config, num_nodes)
-    if config.initial_model and config.dataset != private.NAME and not config.resume:
+    if config.initial_model and not own_data and not config.resume:
         path = project_path(config.initial_model, "initial-model")
         _, info = artifacts.read_model(path)
         given = (info.model, info.input_shape, len(info.class_names))
@@ -188,11 +191,15 @@ def _failure(folder: RunFolder, details: str, again: str) -> str:
 
 
 def _leave_error(folder: RunFolder, reason: str) -> None:
-    """Write error.json where the run's own process could not.
+    """Wait for the run's own process to end; write error.json if it did not.
 
     Not into a folder that another run holds or has finished.
     """
     if folder.config() is None or folder.error() or folder.summary():
         return
-    with contextlib.suppress(ConfigError, OSError), resuming.held(folder):
-        folder.write_error(RuntimeError(reason))
+    with (
+        contextlib.suppress(ConfigError, OSError),
+        resuming.held(folder, patience=_STOP_SECONDS),
+    ):
+        if not folder.error() and not folder.summary():
+            folder.write_error(RuntimeError(reason))

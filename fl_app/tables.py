@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 from math import sqrt
-from statistics import fmean
+from statistics import fmean, stdev
+from typing import Any
 
 from fl_app.comparison import Figure, Method, differences
 
@@ -83,9 +84,33 @@ def markdown(methods: Sequence[Method], tail: int) -> str:
     return text
 
 
+def records(methods: Sequence[Method], tail: int) -> list[dict[str, Any]]:
+    """Return what the table rests on: a record per run."""
+    return [
+        {
+            "method": method.label,
+            "run": run.name,
+            "seed": run.seed,
+            **run.summary,
+            "tail_rounds": tail,
+            "tail_accuracy": fmean(last) if last else None,
+            "tail_accuracy_deviation": stdev(last) if len(last) > 1 else None,
+        }
+        for method in methods
+        for run in method.runs
+        for last in [run.tail("test_accuracy", tail) if tail else []]
+    ]
+
+
 def difference_lines(methods: Sequence[Method]) -> list[str]:
-    """Return a line on each method's difference to the first."""
+    """Return a line on each method's difference to the first, or why there is none."""
     lines = []
+    named = {label for label, _, _ in differences(methods)}
+    for method in methods[1:]:
+        label = f"{method.label} - {methods[0].label}"
+        if label not in named:
+            why = "no common seed, or another data set or number of rounds"
+            lines.append(f"{label}: not compared ({why})")
     for label, difference, seeds in differences(methods):
         signed = ("+" if difference.mean >= 0 else "") + difference.text(4)
         count = f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}"

@@ -48,7 +48,7 @@ def write(
 
 
 def methods(*paths: Path) -> list[comparison.Method]:
-    return comparison.group(comparison.read(paths))
+    return comparison.group(comparison.read(paths)[0])
 
 
 def test_runs_alike_but_for_the_seed_are_one_method(tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ def test_the_command_prints_and_writes(
     )
     said = console.file.getvalue()  # type: ignore[attr-defined]
     assert "0.6000 ± 0.1000" in said
-    assert "left out, the same options and seed again: 1" in said
+    assert f"left out, the same run again: {names[0]}" in said
     picture = Image.open(folder / "comparison.png").convert("RGB")
     drawn = {colour for _, colour in picture.getcolors(1 << 24) or []}
     assert {(0, 114, 178), (213, 94, 0)} <= drawn
