@@ -11,9 +11,9 @@ import pytest
 
 from fl_app import network
 from fl_app.artifacts import RunFolder
-from tests.conftest import PROJECT
+from tests.conftest import PROJECT, default_options
 from tests.test_cli import FL_APP
-from tests.test_run import QUICK, run
+from tests.test_run import QUICK, run, serve
 
 pytestmark = pytest.mark.network
 
@@ -81,30 +81,27 @@ def test_three_supernodes_make_the_simulations_model(tmp_path: Path) -> None:
     wait_until_gone(tmp_path)
 
 
-def test_killed_it_leaves_no_process_and_goes_on_to_the_same_model(
+def test_killed_and_then_stopped_it_leaves_no_process_and_ends_with_the_same_model(
     tmp_path: Path,
 ) -> None:
-    name = f'{OPTIONS} run-name="net"'
-    started = start(tmp_path, "network", name)
+    longer = OPTIONS.replace("num-server-rounds=3", "num-server-rounds=6")
+    started = start(tmp_path, "network", f'{longer} run-name="net"')
     folder = RunFolder(tmp_path / "net")
     wait_for_round(folder, 1)
     started.send_signal(signal.SIGKILL)
     started.wait()
     wait_until_gone(tmp_path)
     assert folder.summary() is None
+
     resumed = start(tmp_path, "network", 'resume="net"')
-    said, _ = resumed.communicate(timeout=SECONDS)
-    assert resumed.returncode == 0, said
-    assert sha(folder) == sha(run(tmp_path, run_name="here"))
-    wait_until_gone(tmp_path)
-
-
-def test_ctrl_c_ends_all_of_it(tmp_path: Path) -> None:
-    started = start(tmp_path, "network", f'{OPTIONS} run-name="net"')
-    wait_for_round(RunFolder(tmp_path / "net"), 0)
-    started.send_signal(signal.SIGINT)
-    said, _ = started.communicate(timeout=90)
-    assert started.returncode == 1, said
+    wait_for_round(folder, 2)
+    resumed.send_signal(signal.SIGINT)
+    said, _ = resumed.communicate(timeout=90)
+    assert resumed.returncode == 1, said
     assert "it was stopped by the user" in said
     assert 'To go on: fl-app network --nodes 3 -c \'resume="net"' in said
     wait_until_gone(tmp_path)
+
+    given = {"results-dir": str(tmp_path), "resume": "net"}
+    serve(default_options() | given)  # on nodes in this process
+    assert sha(folder) == sha(run(tmp_path, run_name="here", num_server_rounds=6))

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -63,3 +65,33 @@ def test_a_parameter_without_a_gradient_is_an_error() -> None:
     step = optim.sgd([w], learning_rate=0.1, momentum=0.0, weight_decay=0.0)
     with pytest.raises(RuntimeError, match="no part in the loss"):
         step()
+
+
+@pytest.mark.parametrize("longest", [0.5, 100.0])
+def test_long_gradients_are_scaled_as_torch_does_it(longest: float) -> None:
+    draws = torch.Generator().manual_seed(0)
+    mine = [torch.randn(shape, generator=draws) for shape in ((3, 4), (5,), ())]
+    theirs = [torch.nn.Parameter(torch.zeros_like(g)) for g in mine]
+    for parameter, gradient in zip(theirs, mine, strict=True):
+        parameter.grad = gradient.clone()
+    torch.nn.utils.clip_grad_norm_(theirs, longest)
+    optim.clip(mine, longest)
+    torch.testing.assert_close(mine, [p.grad for p in theirs])
+
+
+def test_a_limit_of_zero_leaves_gradients_as_they_are() -> None:
+    gradient = torch.tensor([1e9])
+    optim.clip([gradient], 0.0)
+    assert gradient.item() == 1e9
+
+
+@pytest.mark.parametrize("make", [optim.sgd, optim.adam])
+def test_a_step_clips_before_it_moves(make: Any) -> None:
+    moved = torch.nn.Parameter(torch.zeros(2))
+    moved.grad = torch.tensor([30.0, 40.0])
+    momentum = {"momentum": 0.0} if make is optim.sgd else {}
+    step = make(
+        [moved], learning_rate=1.0, weight_decay=0.0, max_gradient_norm=5.0, **momentum
+    )
+    step()
+    torch.testing.assert_close(moved.grad, torch.tensor([3.0, 4.0]))

@@ -39,11 +39,16 @@ def run(results: Path, *, nodes: int = 2, **changes: Any) -> RunFolder:
     given = {name.replace("_", "-"): value for name, value in changes.items()}
     named = {"run-name": "run", "results-dir": str(results)}
     options = default_options() | QUICK | named | given
+    serve(options, nodes)
+    return RunFolder(results / options["run-name"])
+
+
+def serve(options: dict[str, Any], nodes: int = 2) -> None:
+    """Run the server half, over nodes in this process."""
     # Ids that are not in order, as Flower's are random.
     ids = np.random.default_rng(nodes).permutation(1000)[:nodes].tolist()
     grid = LocalGrid({i: app_node(client_app.app, options) for i in ids})
     server_app.app(grid, Context(1, 1, {}, RecordDict(), options))
-    return RunFolder(results / options["run-name"])
 
 
 def sha(folder: RunFolder) -> str:
