@@ -37,7 +37,7 @@ CHANGEABLE = {
 _MODEL, _STRATEGY = "model/", "strategy/"
 
 
-class CheckpointError(ValueError):
+class CheckpointError(RuntimeError):
     """A checkpoint that cannot be used; the message says why."""
 
 
@@ -141,8 +141,6 @@ def _read(path: Path, config: RunConfig) -> Checkpoint:
             strategy_state=described["strategy"],
         )
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
-        if isinstance(error, CheckpointError):
-            raise
         raise CheckpointError(f"it is no checkpoint of this version: {error}") from None
 
 

@@ -2,7 +2,9 @@
 
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import click
@@ -79,7 +81,7 @@ def network(
     ] = "",
 ) -> None:
     """Train over a real SuperLink and SuperNodes on this machine, with TLS and keys."""
-    from fl_app import following, running, submission
+    from fl_app import following, running
     from fl_app import network as networks
 
     if data and nodes is not None:
@@ -87,18 +89,16 @@ def network(
     environment.check_nodes(3 if nodes is None else nodes)
     project = environment.find_project()
     environment.setup(project)
-    arguments = list(run_config or [])
+    assumed: dict[str, Any] = {}
     if data:
         folder = Path(data).expanduser().resolve()
         configs = networks.owning(folder)
+        assumed = networks.options_for(folder)
         command = f"fl-app network --data {shlex.quote(data)}"
     else:
         configs = networks.sharing(nodes or 3)
         command = f"fl-app network --nodes {len(configs)}"
-    resumes = "resume" in submission.parse_options(arguments)
-    if data and not resumes:
-        arguments = [*networks.options_for(folder), *arguments]
-    config, given = resolve(arguments)
+    config, given = resolve(run_config, assumed)
     with console.status("reading the data", spinner="dots"):
         config = running.prepare(config, len(configs), own_data=bool(data))
     failure = networks.run(console, project, config, given, configs, command)
@@ -165,8 +165,15 @@ def doctor(run_config: RunConfigArguments = None) -> None:
         raise typer.Exit(1)
 
 
-def resolve(arguments: list[str] | None) -> tuple[RunConfig, dict[str, Any]]:
+def resolve(
+    arguments: list[str] | None, assumed: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[RunConfig, dict[str, Any]]:
     """Return the run's options, and those given on the command line.
+
+    Args:
+        arguments: what was given with `--run-config`.
+        assumed: options that count as given where they are not; a resumed run has
+            its own.
 
     Raises:
         ConfigError: one is unknown or not allowed.
@@ -200,6 +207,7 @@ def resolve(arguments: list[str] | None) -> tuple[RunConfig, dict[str, Any]]:
                     "cannot be put back to: give another"
                 )
         return config, given
+    given = {**assumed, **given}
     return RunConfig.from_options(options | given, recipe_for), given
 
 

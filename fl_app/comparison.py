@@ -23,7 +23,6 @@ _CIRCUMSTANCES = {
 }
 """Options that say how or where a run was made, not what it computes."""
 
-
 _COMPARABLE = ("dataset", "num-server-rounds")
 """Options in which methods must agree for their difference to say something."""
 
@@ -146,7 +145,7 @@ class Method:
         return Figure.of([fmean(t) for t in tails]) if all(tails) else None
 
     def tail_deviation(self, key: str, rounds: int) -> Figure | None:
-        """Return the metric's deviation from round to round over the last rounds."""
+        """Return the metric's standard deviation over the last rounds of a run."""
         tails = [run.tail(key, rounds) for run in self.runs]
         enough = all(len(tail) > 1 for tail in tails)
         return Figure.of([stdev(tail) for tail in tails]) if enough else None

@@ -25,7 +25,7 @@ from rich.console import Console
 
 from fl_app import certificates, running
 from fl_app.config import ConfigError, RunConfig
-from fl_app.data import reading
+from fl_app.data import private, reading
 from fl_app.environment import SetupError
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class Network:
         Raises:
             SetupError: it ended, or does not answer.
         """
-        self.port = free_ports(1)[0]
+        self.port = free_port()
         process = self.start(
             "superlink",
             "flower-superlink",
@@ -136,7 +136,7 @@ class Network:
             *("--root-certificates", str(self.folder / "ca.crt")),
             *("--superlink", f"{_HOST}:{self.port}"),
             *("--auth-supernode-private-key", str(self.folder / f"{name}.key")),
-            *("--host", _HOST, "--port", str(free_ports(1)[0])),
+            *("--host", _HOST, "--port", str(free_port())),
             *("--node-config", node_config(config)),
         )
 
@@ -187,13 +187,11 @@ class Network:
         return [pid for pid in _processes() if mark in _environment(pid)]
 
 
-def free_ports(number: int) -> list[int]:
-    """Return ports of loopback that nobody listened on a moment ago."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
-        for one in sockets:
-            one.bind((_HOST, 0))
-        return [int(one.getsockname()[1]) for one in sockets]
+def free_port() -> int:
+    """Return a port of loopback that nobody listened on a moment ago."""
+    with socket.socket() as free:
+        free.bind((_HOST, 0))
+        return int(free.getsockname()[1])
 
 
 def node_config(values: Mapping[str, Any]) -> str:
@@ -226,8 +224,10 @@ def _environment(pid: int) -> list[bytes]:
 @contextlib.contextmanager
 def federation(
     project: Path, nodes: Sequence[Mapping[str, Any]]
-) -> Iterator[tuple[Network, "Connection", list[Process]]]:
+) -> Iterator["Connection"]:
     """Run a SuperLink and nodes, authenticated over TLS, for as long as the block.
+
+    Yields the way to the SuperLink.
 
     Args:
         project: the working directory of all processes.
@@ -253,7 +253,7 @@ def federation(
                 for name, config in zip(names, nodes, strict=True)
             ]
             network.wait_online(connection, started)
-            yield network, connection, started
+            yield connection
         finally:
             network.stop()
 
@@ -277,12 +277,14 @@ def owning(folder: Path) -> list[dict[str, Any]]:
     return [{"data-path": str(owner), "client-id": owner.name} for owner in owners]
 
 
-def options_for(folder: Path) -> list[str]:
-    """Return the options of a run over `owning` nodes, as `--run-config` takes them."""
+def options_for(folder: Path) -> dict[str, Any]:
+    """Return the options of a run over `owning` nodes, where none are given."""
     test = folder / reading.TEST_FOLDER
-    judged = [f'test-path="{test}"'] if test.is_dir() else []
-    everyone = f"min-nodes={len(owning(folder))}"  # each has data that no other has
-    return ['dataset="private"', everyone, *judged]
+    return {
+        "dataset": private.NAME,
+        "min-nodes": len(owning(folder)),  # each has data that no other has
+        "test-path": str(test) if test.is_dir() else "",
+    }
 
 
 def run(
@@ -308,7 +310,6 @@ def run(
     with contextlib.ExitStack() as stack:
 
         def connect() -> "Connection":
-            _, connection, _ = stack.enter_context(federation(project, nodes))
-            return connection
+            return stack.enter_context(federation(project, nodes))
 
         return running.run(console, connect, project, config, given, {}, command)

@@ -24,7 +24,8 @@ def config_of(given: Mapping[str, Any], results_dir: str) -> RunConfig:
         results_dir: the option of that name.
 
     Raises:
-        ConfigError: there is no such run, it is finished, or an option differs.
+        ConfigError: there is no such run, it is finished or past the last round asked
+            for, or an option differs.
     """
     name = str(given["resume"])
     folder = RunFolder(project_path(results_dir, "results-dir") / name)
@@ -98,8 +99,8 @@ def opened(
     A run that was stopped before its first checkpoint begins anew.
 
     Raises:
-        ConfigError: the run exists, is still going on, is past the last round asked
-            for, began with other data, or has no checkpoint that can be used.
+        ConfigError: the run exists, is still going on, began with other data, or has
+            no checkpoint that can be used.
     """
     if not config.resume:
         folder = RunFolder.create(config)
@@ -116,11 +117,6 @@ def opened(
                 f"used (the log says why); what it has is left in {folder.path}"
             )
         done = checkpoint.round if checkpoint else 0
-        if done > config.num_server_rounds:
-            raise ConfigError(
-                f"resume = {config.resume!r}: round {done} is done, num-server-rounds "
-                f"= {config.num_server_rounds} is less"
-            )
         counts = checkpoints.counts_digest(label_counts)
         if checkpoint and checkpoint.label_counts != counts:
             raise ConfigError(

@@ -37,8 +37,8 @@ def prepare(config: RunConfig, num_nodes: int, *, own_data: bool = False) -> Run
     artifacts.usable_results_dir(config)
     if config.min_nodes > num_nodes:
         raise ConfigError(
-            f"min-nodes = {config.min_nodes} is more than the {num_nodes} simulated "
-            "nodes: lower it, or raise --nodes"
+            f"min-nodes = {config.min_nodes} is more than the {num_nodes} nodes there "
+            "will be: lower it, or raise --nodes"
         )
     build_strategy(config)
     if not own_data:

@@ -41,7 +41,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 class Term(Protocol):
-    """A term beside the loss in the objective; see `strategies.fedavg.Term`."""
+    """A term beside the loss in the objective; see `strategies.interfaces.Term`."""
 
     def add_gradient(self) -> None:
         """Add the term's gradient to the parameters' gradients."""

@@ -113,3 +113,24 @@ def test_doctor_names_who_holds_the_port(
 def test_outside_the_project_the_codes_own_folder_is_taken(tmp_path: Path) -> None:
     done = fl_app(tmp_path, "run", "-c", "proximal-mu=-1.0", cwd=tmp_path)
     assert "proximal-mu = -1.0" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["-c", "seed="], "--run-config cannot be read: 'seed=' is no key=value"),
+        (["-c", 'dataset="private"'], "`fl-app network --data DIR`"),
+        (["--data", "/none"], "it must be a folder with a folder for each node"),
+        (["--data", "/none", "--nodes", "2"], "leave --nodes out"),
+        (["--nodes", "0"], "--nodes = 0 is not allowed"),
+        (["-c", "min-nodes=9"], "min-nodes = 9 is more than the 3 nodes"),
+    ],
+)
+def test_a_network_is_refused_in_one_line(
+    tmp_path: Path, arguments: list[str], said: str
+) -> None:
+    done = fl_app(tmp_path, "network", *arguments)
+    assert done.returncode == 1
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("error: ")
+    assert said in line

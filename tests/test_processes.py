@@ -40,3 +40,37 @@ def test_one_that_was_told_of_none_stays() -> None:
     assert child.poll() is None
     child.kill()
     child.wait()
+
+
+HANGING = """
+import sys, time
+from fl_app import processes
+processes._CLIENT_GRACE_SECONDS = 0.2
+sys.argv[0] = sys.argv[1]
+with processes.watched(0.3):
+    time.sleep(float(sys.argv[2]))
+print("came through")
+"""
+
+
+def hang(name: str, seconds: float) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-c", HANGING, name, str(seconds)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_a_client_process_that_hangs_is_ended_and_says_where() -> None:
+    ended = hang("/bin/flwr-clientapp", 50)
+    assert ended.returncode == 1
+    assert "Timeout" in ended.stderr
+    assert "<string>" in ended.stderr
+    assert "came through" not in ended.stdout
+
+
+def test_work_in_time_is_let_through_and_so_is_any_other_process() -> None:
+    assert hang("/bin/flwr-clientapp", 0).stdout == "came through\n"
+    assert hang("/bin/default_worker.py", 1.5).stdout == "came through\n"

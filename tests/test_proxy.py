@@ -26,7 +26,7 @@ def behind_proxy(tmp_path: Path) -> Iterator[network.Network]:
     certificates.make(tmp_path, hosts=["127.0.0.1"], nodes=["node0"], days=1)
     try:
         net.start_superlink()
-        inner, outer = net.port, network.free_ports(1)[0]
+        inner, outer = net.port, network.free_port()
         shipped = (PROJECT / "deploy" / "nginx.conf").read_text()
         for placeholder, here in (
             ("127.0.0.1:9093;", f"127.0.0.1:{inner};"),

@@ -137,7 +137,6 @@ class Agreement:
         """
         refused: dict[int, str] = {}
         surveys: dict[str, Survey] = {}
-        clients: dict[int, str] = {}
         allowed = self._allowed_classes()
         for node in sorted(told):
             try:
@@ -154,7 +153,6 @@ class Agreement:
                 refused[node] = str(error)
                 continue
             surveys[client] = seen
-            clients[node] = client
         if not surveys:
             return "{}", refused
         in_order = [surveys[client] for client in sorted(surveys)]
