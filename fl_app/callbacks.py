@@ -27,8 +27,16 @@ Rows = Sequence[Mapping[str, Any]]
 class Callback:
     """Hooks into a run, called by the server in order of registration."""
 
-    def on_start(self, counts: Any, class_names: Sequence[str]) -> None:
-        """Before round 0: `counts` are training examples per client and class."""
+    def on_start(
+        self, counts: Any, class_names: Sequence[str], client_names: Sequence[str]
+    ) -> None:
+        """Before round 0.
+
+        Args:
+            counts: (num_clients, num_classes) numbers of training examples.
+            class_names: names of the classes.
+            client_names: names of the clients; empty where they are mere numbers.
+        """
 
     def on_round(self, rows: Rows, result: RoundResult | None) -> None:
         """After a round: all rows so far; `result` is None for round 0."""
@@ -42,24 +50,40 @@ class MetricsFiles(Callback):
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
+        self._names: Sequence[str] = ()
+
+    def on_start(
+        self, counts: Any, class_names: Sequence[str], client_names: Sequence[str]
+    ) -> None:
+        """Note what the clients are called."""
+        self._names = client_names
 
     def on_round(self, rows: Rows, result: RoundResult | None) -> None:
         """Write the rounds anew (the last but one has gained its validation)."""
         self._folder.write_metrics(rows)
         if result is not None:
-            self._folder.append_clients(client_rows(result))
+            self._folder.append_clients(client_rows(result, self._names))
 
     def on_end(self, rows: Rows) -> None:
         """Write the rounds a last time."""
         self._folder.write_metrics(rows)
 
 
-def client_rows(result: RoundResult) -> list[dict[str, Any]]:
-    """Return a round's lines of clients.jsonl, sorted by client."""
+def client_rows(result: RoundResult, names: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Return a round's lines of clients.jsonl, sorted by client.
+
+    Args:
+        result: the round.
+        names: names of the clients in order, if they have any.
+    """
+
+    def who(client: int) -> dict[str, Any]:
+        named = {"name": names[client]} if names else {}
+        return {"round": result.round, "client": client, **named}
+
     trained = [
         {
-            "round": result.round,
-            "client": int(row[wire.CLIENT_IDS]),
+            **who(int(row[wire.CLIENT_IDS])),
             "num_examples": int(row[wire.NUM_EXAMPLES]),
             "train_loss": row[wire.LOSS],
             **{
@@ -73,8 +97,7 @@ def client_rows(result: RoundResult) -> list[dict[str, Any]]:
     ]
     failed = [
         {
-            "round": result.round,
-            "client": failure.client_id,
+            **who(failure.client_id),
             "node": str(failure.node_id),
             "failure": failure.reason,
             "traceback": failure.traceback,
@@ -123,10 +146,15 @@ class Pictures(Callback):
         self._ended = False
         self._thread = threading.Thread(target=self._draw, daemon=True, name="pictures")
 
-    def on_start(self, counts: Any, class_names: Sequence[str]) -> None:
+    def on_start(
+        self, counts: Any, class_names: Sequence[str], client_names: Sequence[str]
+    ) -> None:
         """Draw who owns what."""
         title = _describe_partition(self._config)
-        self._attempt(PARTITION, lambda: plots.partition(counts, class_names, title))
+        self._attempt(
+            PARTITION,
+            lambda: plots.partition(counts, class_names, title, client_names),
+        )
         self._thread.start()
 
     def on_round(self, rows: Rows, result: RoundResult | None) -> None:

@@ -209,7 +209,9 @@ class Checkpoints(Callback):
         self._counts = ""
         self._begun = begun
 
-    def on_start(self, counts: Any, class_names: Sequence[str]) -> None:
+    def on_start(
+        self, counts: Any, class_names: Sequence[str], client_names: Sequence[str]
+    ) -> None:
         """Note who owns what."""
         self._counts = counts_digest(counts)
 

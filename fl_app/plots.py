@@ -21,6 +21,7 @@ _METHODS = [BLUE, ORANGE, "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"]
 _LINES = ["-", "--", "-.", ":"]
 _GRID: dict[str, Any] = {"color": "#d9d9d9", "linewidth": 0.6}
 _SHORT = 48  # letters: labels up to that fit beside each other
+_LONGEST = 24  # characters of a client's name in a picture
 _MAX_BARS = 40
 """Clients up to which each gets a bar of its own in the partition picture."""
 
@@ -78,24 +79,32 @@ def _zoom(
     axes.set_ylim(max(0.0, np.floor(lowest * 10) / 10 - 0.1), 1.0)
 
 
-def partition(counts: Any, class_names: Sequence[str], title: str) -> bytes:
+def partition(
+    counts: Any,
+    class_names: Sequence[str],
+    title: str,
+    client_names: Sequence[str] = (),
+) -> bytes:
     """Return a PNG: examples per class and client.
 
     Args:
         counts: (num_clients, num_classes) numbers of training examples.
         class_names: names of the classes.
         title: what the picture is of.
+        client_names: names of the clients, if they have any; shown where they are few.
 
     Few clients are stacked bars, one each; many are a heat map, each row scaled to the
     client's own size so that the skew shows, beside a curve of the sizes.
     """
     counts = np.asarray(counts)
     if len(counts) <= _MAX_BARS:
-        return _partition_bars(counts, class_names, title)
+        return _partition_bars(counts, class_names, title, client_names)
     return _partition_map(counts, class_names, title)
 
 
-def _partition_bars(counts: Any, class_names: Sequence[str], title: str) -> bytes:
+def _partition_bars(
+    counts: Any, class_names: Sequence[str], title: str, client_names: Sequence[str]
+) -> bytes:
     num_clients, num_classes = counts.shape
     figure = _figure(9.6, 1.8 + 0.26 * max(8, num_clients))
     axes = figure.subplots()
@@ -119,7 +128,9 @@ def _partition_bars(counts: Any, class_names: Sequence[str], title: str) -> byte
         ylim=(-0.6, num_clients - 0.4),
     )
     axes.margins(x=0.03)
-    axes.set_yticks(np.arange(num_clients))
+    numbers = [str(client) for client in range(num_clients)]
+    names = [_shortened(name) for name in client_names] or numbers
+    axes.set_yticks(np.arange(num_clients), names)
     axes.invert_yaxis()
     axes.grid(axis="x", **_GRID)
     axes.set_axisbelow(True)
@@ -128,6 +139,12 @@ def _partition_bars(counts: Any, class_names: Sequence[str], title: str) -> byte
             title="class", frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5)
         )
     return _png(figure)
+
+
+def _shortened(name: str) -> str:
+    """Return a name as a label: not too long, and not taken for mathematics."""
+    kept = name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
+    return kept.replace("$", r"\$")
 
 
 def _partition_map(counts: Any, class_names: Sequence[str], title: str) -> bytes:

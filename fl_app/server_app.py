@@ -50,6 +50,7 @@ def main(grid: Grid, context: Context) -> None:
         node_timeout=config.node_timeout,
         options=config.for_clients(),
         agreement=agreement,
+        client_names=shared.client_names(config) if shared else (),
     )
     dataset = agreement.dataset() if agreement else shared
     assert dataset is not None
@@ -79,7 +80,9 @@ def main(grid: Grid, context: Context) -> None:
         history = History(callbacks, rows)
         with _recorded(folder, history):
             for callback in callbacks:
-                callback.on_start(federation.label_counts, info.class_names)
+                callback.on_start(
+                    federation.label_counts, info.class_names, federation.client_names
+                )
             arrays, final = run_rounds(
                 config.num_server_rounds,
                 strategy,

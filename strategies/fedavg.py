@@ -224,8 +224,9 @@ class FedAvg:
         )
         for failure in result.failures:
             log.warning(
-                "Round %d leaves out client %d (node %d): %s",
-                *(round, failure.client_id, failure.node_id, failure.reason),
+                "Round %d leaves out %s on node %d: %s",
+                *(round, federation.describe(failure.client_id), failure.node_id),
+                failure.reason,
             )
         result.quorum_met = len(result.trained) >= self.quorum(len(cohort))
         if result.quorum_met:

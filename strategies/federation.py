@@ -61,6 +61,7 @@ class Federation:
         node_timeout: float,
         options: Mapping[str, Any] | None = None,
         agreement: Agreement | None = None,
+        client_names: Sequence[str] = (),
     ) -> None:
         """Wait for nodes and ask each what it hosts.
 
@@ -70,6 +71,8 @@ class Federation:
                 are not those it was submitted with.
             agreement: how nodes that each have data of their own are brought to one
                 layout; None where every node can read all of the data.
+            client_names: names of the clients in order, where they have any and every
+                node can read all of the data.
             min_nodes: how many nodes to wait for.
             node_timeout: seconds to wait for them, and for their answers.
 
@@ -83,6 +86,8 @@ class Federation:
         self._options = ConfigRecord({wire.JSON: text})
         self.label_counts: np.ndarray[tuple[int, int], np.dtype[np.int64]]
         """Training examples per client and class, shape (num_clients, num_classes)."""
+        self.client_names = list(client_names)
+        """Names of the clients, in order; empty where they are mere numbers."""
         self.node_ids = self._wait_for_nodes(min_nodes, node_timeout)
         self.num_nodes = len(self.node_ids)
         """Number of nodes that were asked; `num-clients` = 0 stands for it."""
@@ -141,6 +146,7 @@ class Federation:
             nodes = list(hosted)
         self.node_ids = sorted(nodes)
         self._node_of = dict(enumerate(nodes))
+        self.client_names = [told[node][0] for node in nodes]
         self.label_counts = np.concatenate(
             [hosted[n][wire.LABEL_COUNTS] for n in nodes]
         )
@@ -187,6 +193,11 @@ class Federation:
     def client_ids(self) -> list[int]:
         """Ids of all clients, sorted."""
         return list(range(len(self.label_counts)))
+
+    def describe(self, client_id: int) -> str:
+        """Return how a client is spoken of: by number, and name if it has one."""
+        name = f" ({self.client_names[client_id]})" if self.client_names else ""
+        return f"client {client_id}{name}"
 
     def num_examples(self, client_id: int) -> int:
         """Return the number of training examples of a client."""

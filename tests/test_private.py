@@ -103,6 +103,9 @@ def test_private_nodes_make_the_simulations_model(
         for folder in (here, twin)
     ]
     assert counted[0] == counted[1]
+    for folder in (here, twin):
+        named = {row["client"]: row["name"] for row in folder.clients()}
+        assert named == {0: "east", 1: "north", 2: "south"}
 
 
 def test_the_server_can_do_without_data(tmp_path: Path, clinics: Path) -> None:

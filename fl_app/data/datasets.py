@@ -63,7 +63,7 @@ class Dataset:
         Raises:
             ConfigError: the options do not fit the data.
         """
-        owned = config.partitioner in ("folders", "natural")
+        owned = _is_owned(config)
         default = len(self.owners) if owned else num_nodes
         num_clients = config.num_clients or default
         if owned and not self.owners:
@@ -84,6 +84,16 @@ class Dataset:
             num_clients=num_clients,
             owners=self.train_owners if owned else None,
         )
+
+    def client_names(self, config: RunConfig) -> list[str]:
+        """Return what the clients are called; nothing where they are mere numbers."""
+        numbers = [str(i) for i in range(len(self.owners))]
+        return self.owners if _is_owned(config) and self.owners != numbers else []
+
+
+def _is_owned(config: RunConfig) -> bool:
+    """Whether the data itself says who owns what."""
+    return config.partitioner in ("folders", "natural")
 
 
 def _synthetic(config: RunConfig) -> Source:
