@@ -151,17 +151,31 @@ def compare(
 
 
 @cli.command()
-def doctor(run_config: RunConfigArguments = None) -> None:
+def doctor(
+    run_config: RunConfigArguments = None,
+    server: Annotated[
+        str, typer.Option(help="HOST:PORT: examine the way to a server instead.")
+    ] = "",
+    root_certificates: Annotated[
+        str, typer.Option(help="With --server: the authority's certificate.")
+    ] = "certificates/ca.crt",
+) -> None:
     """Say what is wrong with the set-up: versions, cores, data, ports, folders."""
     from fl_app import doctor as examination
+    from fl_app import reach
 
-    project = environment.find_project()
-    findings = examination.examine(project, lambda: resolve(run_config)[0])
+    if server:
+        findings = reach.examine(server, root_certificates)
+    else:
+        project = environment.find_project()
+        findings = examination.examine(project, lambda: resolve(run_config)[0])
+    wrong = False
     for finding in findings:
         style, mark = _MARKS[finding.ok]
         console.print(f"{mark:>5}  ", style=style, end="")
         console.print(finding.what, soft_wrap=True, markup=False, highlight=False)
-    if any(finding.ok is False for finding in findings):
+        wrong = wrong or finding.ok is False
+    if wrong:
         raise typer.Exit(1)
 
 

@@ -26,27 +26,26 @@ class Finding:
     what: str
 
 
-def examine(project: Path, resolve: Callable[[], RunConfig]) -> list[Finding]:
-    """Return what was found, in the order in which things are needed.
+def examine(project: Path, resolve: Callable[[], RunConfig]) -> Iterator[Finding]:
+    """Yield what is found, in the order in which things are needed.
 
     Args:
         project: the project's folder.
         resolve: reads the options of the run that is wanted.
     """
-    findings = [
-        *_versions(),
-        *_programs(),
-        _hook(project),
-        _connection(),
-        *_machine(),
-        *_ports(),
-        *_folders(),
-    ]
+    yield from _versions()
+    yield from _programs()
+    yield _hook(project)
+    yield _connection()
+    yield from _machine()
+    yield from _ports()
+    yield from _folders()
     try:
         config = resolve()
     except ConfigError as error:
-        return [*findings, Finding(False, str(error))]
-    return [*findings, *_run(config)]
+        yield Finding(False, str(error))
+    else:
+        yield from _run(config)
 
 
 def _versions() -> Iterator[Finding]:

@@ -45,7 +45,7 @@ APP_LAYERS = [
     {"client_work"},
     {"client_app", "server_app", "following", "submission", "certificates"},
     {"running", "doctor"},
-    {"simulation", "network"},
+    {"simulation", "network", "reach"},
     {"cli"},
 ]
 
