@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 
 export FLWR_TELEMETRY_ENABLED ?= 0
 
-.PHONY: help install run test lint format clean
+.PHONY: help install run test faults lint format clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -23,6 +23,9 @@ run: $(STAMP) ## train the default federation and draw its curves
 
 test: $(STAMP) ## run all tests
 	$(BIN)/pytest $(ARGS)
+
+faults: $(STAMP) ## kill runs at twenty random moments and resume them (half an hour)
+	$(BIN)/pytest -m kills $(ARGS)
 
 lint: $(STAMP) ## check format, style and types
 	$(BIN)/ruff format --check .

@@ -33,11 +33,26 @@ RunConfigArguments = Annotated[
     ),
 ]
 
+RootCertificates = Annotated[
+    str, typer.Option(help="With --server: the authority's certificate.")
+]
+
 
 @cli.command()
-def setup() -> None:
+def setup(
+    server: Annotated[
+        str,
+        typer.Option(help="HOST:PORT of a SuperLink: `flwr run . deployment` for it."),
+    ] = "",
+    root_certificates: RootCertificates = "certificates/ca.crt",
+) -> None:
     """Prepare this machine for `flwr run . local-simulation`; safe to repeat."""
-    changed = environment.setup(environment.find_project())
+    root = Path(root_certificates)
+    if server:
+        from fl_app import reach
+
+        reach.check(server, root_certificates)
+    changed = environment.setup(environment.find_project(), server, root)
     for what in changed:
         console.print(f"wrote {what}", soft_wrap=True)
     if not changed:
@@ -156,9 +171,7 @@ def doctor(
     server: Annotated[
         str, typer.Option(help="HOST:PORT: examine the way to a server instead.")
     ] = "",
-    root_certificates: Annotated[
-        str, typer.Option(help="With --server: the authority's certificate.")
-    ] = "certificates/ca.crt",
+    root_certificates: RootCertificates = "certificates/ca.crt",
 ) -> None:
     """Say what is wrong with the set-up: versions, cores, data, ports, folders."""
     from fl_app import doctor as examination

@@ -7,9 +7,10 @@ name in Flower's config.toml, and the defaults of `startup` in the environment's
 import os
 import sysconfig
 import tomllib
+from collections.abc import Callable
 from math import floor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
@@ -17,7 +18,11 @@ from fl_app import startup
 from fl_app.artifacts import write_atomically
 from fl_app.config import PROJECT_VARIABLE, ConfigError
 
+if TYPE_CHECKING:
+    from tomlkit.items import Table
+
 CONNECTION = "local-simulation"
+DEPLOYMENT = "deployment"
 ADDRESS = ":local-in-memory:"
 """A SuperLink that Flower starts when needed, with no state in files: every local
 SuperLink of a user would share one database, and take runs from one another."""
@@ -72,8 +77,15 @@ def enter(project: Path) -> None:
     startup.apply(str(project))
 
 
-def setup(project: Path) -> list[str]:
+def setup(
+    project: Path, server: str = "", root_certificates: Path = Path()
+) -> list[str]:
     """Do the set-up; return what was changed, nothing if it was done before.
+
+    Args:
+        project: the project's folder.
+        server: HOST:PORT of a SuperLink to connect to as `deployment`; "" for none.
+        root_certificates: the certificate of its authority.
 
     Raises:
         SetupError: a file cannot be written.
@@ -82,8 +94,17 @@ def setup(project: Path) -> list[str]:
     try:
         if _write_hook(project):
             changed.append(f"defaults for Python in {_site_packages()}")
-        if _register(flower_config()):
+        if _edit(flower_config(), _add_simulation):
             changed.append(f"connection {CONNECTION!r} in {flower_config()}")
+
+        def add_server(superlinks: "Table") -> None:
+            superlinks[DEPLOYMENT] = {
+                "address": server,
+                "root-certificates": str(root_certificates.expanduser().resolve()),
+            }
+
+        if server and _edit(flower_config(), add_server):
+            changed.append(f"connection {DEPLOYMENT!r} in {flower_config()}")
     except OSError as error:
         raise SetupError(
             f"the set-up cannot write {error.filename} ({error.strerror}): use a "
@@ -126,8 +147,18 @@ def _site_packages() -> Path:
     return Path(sysconfig.get_path("purelib"))
 
 
-def _register(path: Path) -> bool:
-    """Add or mend the connection; keep all else in the file, and the user's options."""
+def _add_simulation(superlinks: "Table") -> None:
+    """Add or mend the connection; the user's options for it stay."""
+    import tomlkit
+
+    connection = superlinks.setdefault(CONNECTION, tomlkit.table())
+    if connection.get("address") != ADDRESS:
+        connection["address"] = ADDRESS
+    connection.setdefault("options", simulation_options(default_nodes()))
+
+
+def _edit(path: Path, change: "Callable[[Table], None]") -> bool:
+    """Change the connections in Flower's config.toml; keep all else in the file."""
     import tomlkit
     from tomlkit.exceptions import TOMLKitError
 
@@ -136,11 +167,7 @@ def _register(path: Path) -> bool:
         before = path.read_text() if path.exists() else _flower_default()
         try:
             document = tomlkit.parse(before)
-            superlinks = document.setdefault("superlink", tomlkit.table())
-            connection = superlinks.setdefault(CONNECTION, tomlkit.table())
-            if connection.get("address") != ADDRESS:
-                connection["address"] = ADDRESS
-            connection.setdefault("options", simulation_options(default_nodes()))
+            change(document.setdefault("superlink", tomlkit.table()))
         except (TOMLKitError, AttributeError, TypeError) as error:
             raise SetupError(f"{path} is not as Flower writes it: {error}") from error
         after = tomlkit.dumps(document)

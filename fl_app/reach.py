@@ -43,6 +43,12 @@ def examine(server: str, root_certificates: str) -> Iterator[Finding]:
     yield from _answers(host, port, context)
 
 
+def check(server: str, root_certificates: str) -> None:
+    """Raise `ConfigError` unless both are what they should be; connect to nothing."""
+    _address(server)
+    _trusting(root_certificates)
+
+
 def _address(server: str) -> tuple[str, int]:
     host, _, port = server.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:

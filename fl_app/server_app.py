@@ -252,9 +252,10 @@ class History:
             self.rows[-1]["validation_loss"] = validation.loss
 
     def end(self) -> None:
-        """Let the callbacks finish."""
-        for callback in self._callbacks:
-            callback.on_end(self.rows)
+        """Let the callbacks finish, each of them even if one before it fails."""
+        with contextlib.ExitStack() as stack:
+            for callback in reversed(self._callbacks):  # the stack turns them around
+                stack.callback(callback.on_end, self.rows)
 
 
 def run_rounds(

@@ -11,6 +11,9 @@ from flwr.supercore.task_identity import TaskIdentity
 from fl_app import environment
 from fl_app.config import RunConfig
 from fl_app.data import cache, datasets
+from tests.pictures import clinics
+
+__all__ = ["clinics"]  # a fixture
 
 PROJECT = Path(__file__).parent.parent
 SHARED_DATA = PROJECT.parent / "shared" / "data"

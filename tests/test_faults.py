@@ -9,11 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
-from PIL import Image
-from sklearn.datasets import load_digits
 
 from fl_app import certificates, client_app, network, server_app
 from fl_app.artifacts import RunFolder
@@ -21,6 +18,7 @@ from fl_app.submission import Connection
 from strategies import wire
 from tests.conftest import PROJECT, default_options
 from tests.local_grid import Handler, LocalGrid, app_node
+from tests.pictures import write_digits
 from tests.test_network import sha, wait_for_round
 
 pytestmark = pytest.mark.faults
@@ -62,13 +60,7 @@ OPTIONS: dict[str, Any] = {
 def owners(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The digits as images: a folder for each node, and one for the server's test."""
     root = tmp_path_factory.mktemp("owners")
-    digits = load_digits()
-    for i, (image, label) in enumerate(zip(digits.images, digits.target, strict=True)):
-        owner = (*NAMES, "test")[i % 5]
-        folder = root / owner / str(label)
-        folder.mkdir(parents=True, exist_ok=True)
-        pixels = (image * 15.9375).astype(np.uint8)
-        Image.fromarray(pixels).save(folder / f"{i:04d}.png")
+    write_digits(root, (*NAMES, "test"))
     return root
 
 

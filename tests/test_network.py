@@ -1,5 +1,6 @@
 """The app over a real SuperLink and real SuperNodes, with TLS and keys, on loopback."""
 
+import contextlib
 import json
 import os
 import signal
@@ -21,9 +22,11 @@ OPTIONS = " ".join(f"{key}={json.dumps(value)}" for key, value in QUICK.items())
 SECONDS = 240
 
 
-def start(tmp_path: Path, command: str, options: str) -> "subprocess.Popen[str]":
+def start(
+    tmp_path: Path, command: str, options: str, *more: str
+) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [str(FL_APP), command, "-c", f'results-dir="{tmp_path}" {options}'],
+        [str(FL_APP), command, *more, "-c", f'results-dir="{tmp_path}" {options}'],
         env={
             **os.environ,
             "FLWR_HOME": str(tmp_path / "flwr"),
@@ -37,14 +40,22 @@ def start(tmp_path: Path, command: str, options: str) -> "subprocess.Popen[str]"
     )
 
 
-def of_this_test(tmp_path: Path) -> list[str]:
-    """Command lines of processes that were started, at any remove, by this test."""
+def processes_of(tmp_path: Path) -> list[int]:
+    """Return the processes that were started, at any remove, by this test."""
     mark = f"FLWR_HOME={tmp_path}".encode()
+    return [
+        pid
+        for pid in network._processes()
+        if any(v.startswith(mark) for v in network._environment(pid))
+    ]
+
+
+def of_this_test(tmp_path: Path) -> list[str]:
+    """Return their command lines."""
     found = []
-    for pid in network._processes():
-        if any(v.startswith(mark) for v in network._environment(pid)):
-            line = Path(f"/proc/{pid}/cmdline")
-            found.append(line.read_text().replace("\0", " ") if line.exists() else "")
+    for pid in processes_of(tmp_path):
+        with contextlib.suppress(OSError):
+            found.append(Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " "))
     return [line for line in found if line]
 
 
@@ -105,3 +116,24 @@ def test_killed_and_then_stopped_it_leaves_no_process_and_ends_with_the_same_mod
     given = {"results-dir": str(tmp_path), "resume": "net"}
     serve(default_options() | given)  # on nodes in this process
     assert sha(folder) == sha(run(tmp_path, run_name="here", num_server_rounds=6))
+
+
+def test_a_node_for_each_folder_makes_the_model_of_folders(
+    tmp_path: Path, clinics: Path
+) -> None:
+    options = f'{OPTIONS} num-server-rounds=1 run-name="net"'
+    options = options.replace("num-server-rounds=3 ", "").replace("num-clients=6 ", "")
+    started = start(tmp_path, "network", options, "--data", str(clinics))
+    said, _ = started.communicate(timeout=SECONDS)
+    assert started.returncode == 0, said
+    here = run(
+        tmp_path,
+        run_name="here",
+        dataset=str(clinics),
+        partitioner="folders",
+        num_clients="auto",
+        num_server_rounds=1,
+    )
+    assert sha(RunFolder(tmp_path / "net")) == sha(here)
+    names = [row["name"] for row in RunFolder(tmp_path / "net").clients()]
+    assert names == ["east", "north", "south"]

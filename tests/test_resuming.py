@@ -1,6 +1,9 @@
 """A run that was stopped goes on to the same bits; here in one process."""
 
+import contextlib
 import json
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +190,55 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_resumably(
     assert error is not None
     assert "No space left" in error["message"]
     assert figures(resume(tmp_path)) == whole
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 4 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(disk)]
+    try:
+        done = subprocess.run(mount, capture_output=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("there is no mount here")
+    if done.returncode != 0:
+        pytest.skip("only root can mount a file system")
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_full_disk_ends_the_run_resumably(
+    small_disk: Path, whole: dict[str, Any]
+) -> None:
+    """Whatever a round writes first finds no room, and nothing before it is hurt."""
+    honest = FedAvg._round
+
+    def fill(strategy: Any, federation: Any, arrays: Any, round: int) -> Any:
+        if round == 3:
+            with (
+                contextlib.suppress(OSError),
+                (small_disk / "other").open("wb") as file,
+            ):
+                while True:
+                    file.write(bytes(4096))
+                    file.flush()
+        return honest(strategy, federation, arrays, round)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FedAvg, "_round", fill)
+        with pytest.raises(artifacts.ResultsError, match="No space left on device"):
+            start(small_disk)
+    folder = RunFolder(small_disk / "run")
+    config = make_config(**{k.replace("-", "_"): v for k, v in QUICK.items()})
+    newest = checkpoints.read_newest(folder.path, config)
+    assert newest is not None
+    assert newest.round == 2
+    assert len(folder.metrics()) == 3
+    (small_disk / "other").unlink()
+    assert figures(resume(small_disk)) == whole
 
 
 def test_a_finished_run_is_trained_further(

@@ -1,0 +1,59 @@
+"""The client: trains and evaluates as a message asks."""
+
+import time
+
+import torch
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from plain_flower import task
+
+app = ClientApp()
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Train the received model on this client's data."""
+    torch.set_num_threads(1)
+    model = task.build_model()
+    model.load_state_dict(message.content["arrays"].to_torch_state_dict())
+    options = context.run_config
+    batches, _ = task.load_client(
+        int(context.node_config["partition-id"]),
+        int(context.node_config["num-partitions"]),
+        int(options["batch-size"]),
+    )
+    start = time.monotonic()
+    loss = task.train(
+        model, batches, int(options["local-epochs"]), float(options["learning-rate"])
+    )
+    metrics = {
+        "train-loss": loss,
+        "seconds": time.monotonic() - start,
+        "num-examples": len(batches.dataset),
+    }
+    content = RecordDict(
+        {"arrays": ArrayRecord(model.state_dict()), "metrics": MetricRecord(metrics)}
+    )
+    return Message(content=content, reply_to=message)
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Evaluate the received model on this client's held-out data."""
+    torch.set_num_threads(1)
+    model = task.build_model()
+    model.load_state_dict(message.content["arrays"].to_torch_state_dict())
+    _, batches = task.load_client(
+        int(context.node_config["partition-id"]),
+        int(context.node_config["num-partitions"]),
+        int(context.run_config["batch-size"]),
+    )
+    loss, accuracy = task.test(model, batches)
+    metrics = {
+        "eval-loss": loss,
+        "eval-acc": accuracy,
+        "num-examples": len(batches.dataset),
+    }
+    content = RecordDict({"metrics": MetricRecord(metrics)})
+    return Message(content=content, reply_to=message)
