@@ -135,13 +135,13 @@ def build_bundle(project: Path) -> bytes:
     """Return the app bundle that `flwr build` makes, in a fraction of its time.
 
     Flower looks at every file below the project's folder, a virtual environment's tens
-    of thousands too, to keep a few dozen; here only those places are looked at.
+    of thousands too, to keep a few dozen; here only the packages are looked at.
     """
+    packages = [path.parent for path in project.glob("*/__init__.py")]
     places = [
         *project.glob("*.*"),
         project / "LICENSE",
-        *(project / "fl_app").rglob("*.py"),
-        *(project / "strategies").rglob("*.py"),
+        *(path for package in packages for path in package.rglob("*.py")),
     ]
     files = {
         path.relative_to(project).as_posix(): path for path in places if path.is_file()
