@@ -94,6 +94,8 @@ def _train_and_validate(message: Message, context: Context, deadline: float) -> 
     options = wire.take(message.content, wire.STRATEGY, ConfigRecord)
     train_ids = wire.integers(task, wire.TRAIN_IDS)
     evaluate_ids = wire.integers(task, wire.EVALUATE_IDS)
+    slow = wire.integers(task, wire.EPOCHS)
+    epochs = dict(zip(train_ids, slow, strict=True)) if slow else {}
     round = wire.integer(task, wire.ROUND)
     work = ClientWork(space, received, round, dict(options), deadline)
 
@@ -110,7 +112,7 @@ def _train_and_validate(message: Message, context: Context, deadline: float) -> 
                 validated += work.validate(client)
         if client in train_ids:
             with _guarded(client, failed):
-                update, row = work.train(client)
+                update, row = work.train(client, epochs.get(client))
                 if single:
                     examples = int(row[wire.NUM_EXAMPLES])
                     aggregation.check_update(update, work.base, examples)

@@ -1,6 +1,8 @@
 """One round's work on single clients."""
 
 import time
+from dataclasses import replace
+from math import ceil
 from typing import Any
 
 import strategies
@@ -61,8 +63,13 @@ class ClientWork:
         }
         return [row]
 
-    def train(self, client: int) -> tuple[Arrays, Row]:
-        """Return the client's update and its metrics."""
+    def train(self, client: int, epochs: int | None = None) -> tuple[Arrays, Row]:
+        """Return the client's update and its metrics.
+
+        Args:
+            client: its id.
+            epochs: how many it manages; None for all local epochs.
+        """
         from fl_app import task
         from fl_app.data.augment import AUGMENTATIONS
 
@@ -75,24 +82,30 @@ class ClientWork:
         seed = keyed_seed(config.seed, "train", round=self.round, client=client)
         task.set_arrays(space.model, self.received)
 
+        options = task.TrainOptions.of_round(config, self.round)
+        if epochs is not None:
+            options = replace(options, local_epochs=epochs)
+        steps = options.local_epochs * ceil(len(examples) / options.batch_size)
+
         def run_training(*, term: Term | None = None) -> Row:
             loss = task.train(
                 space.model,
                 examples,
-                task.TrainOptions.of_round(config, self.round),
+                options,
                 space.normalise,
                 seed=seed,
                 augment=augment,
                 term=term,
                 deadline=self.deadline,
             )
-            return {wire.LOSS: loss}
+            return {wire.LOSS: loss, wire.STEPS: steps}
 
         strategy = strategies.load(config.strategy)
         metrics = strategy.client_train(space.model, run_training, self.options)
         local = task.get_arrays(space.model)
         local = aggregation.to_moments(local) if self.pooled else local
         update = aggregation.subtract(local, self.base)
+        update = strategy.client_update(update, metrics, self.options)
         row = {
             wire.CLIENT_IDS: client,
             wire.NUM_EXAMPLES: len(examples),

@@ -108,6 +108,8 @@ class RunConfig(BaseModel):
     max_update_norm: float = Field(ge=0, allow_inf_nan=False)
     max_first_update_norm: float = Field(gt=0, allow_inf_nan=False)
     round_timeout: float = Field(gt=0, allow_inf_nan=False)
+    straggler_fraction: float = Field(ge=0, le=1)
+    stragglers: Literal["drop", "keep"]
 
     local_epochs: int = Field(ge=1)
     batch_size: int = Field(ge=1)

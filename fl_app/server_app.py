@@ -235,6 +235,8 @@ class History:
                 "train_loss": result.train_loss if result else None,
                 "validation_accuracy": None,
                 "validation_loss": None,
+                "update_norm": result.update_norm if result else None,
+                "update_cosine": result.alignment if result else None,
                 "num_clients": len(result.trained) if result else 0,
                 "num_failures": len(result.failures) if result else 0,
                 "seconds": round(result.seconds, 3) if result else None,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _SUPPORT = {
     *("aggregation", "federation", "interfaces", "randomness", "replies", "robust"),
-    "wire",
+    *("server_optimizer", "stragglers", "wire"),
 }
 
 

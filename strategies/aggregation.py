@@ -200,6 +200,11 @@ def subtract(local: Mapping[str, _Array], model: Mapping[str, _Array]) -> Arrays
     return {name: np.asarray(local[name] - array) for name, array in model.items()}
 
 
+def is_statistic(name: str, array: _Array) -> bool:
+    """Whether an array is a counter or a batch-norm statistic, and no parameter."""
+    return array.dtype.kind != "f" or name.endswith(("running_mean", "running_var"))
+
+
 def norm(update: Mapping[str, _Array]) -> float:
     """Return the Euclidean norm over all float arrays, accumulated in float64."""
     squares = (

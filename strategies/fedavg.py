@@ -14,6 +14,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from math import ceil
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from flwr.app import ConfigRecord, RecordDict
@@ -21,7 +22,8 @@ from flwr.app import ConfigRecord, RecordDict
 from strategies import aggregation, wire
 from strategies.federation import Federation, FederationError, sample_cohort
 from strategies.interfaces import LocalTraining, RoundResult, ServerState
-from strategies.replies import Collected, NormLimit, Tally, Validation
+from strategies.replies import Collected, NormLimit, Row, Tally, Validation
+from strategies.stragglers import KEEP, Stragglers
 from strategies.wire import Arrays
 
 if TYPE_CHECKING:
@@ -53,6 +55,10 @@ class FedAvg:
         normalisation_policy: str = "average",
         max_update_norm: float = 0.0,
         max_first_update_norm: float = 100.0,
+        straggler_fraction: float = 0.0,
+        stragglers: str = KEEP,
+        local_epochs: int = 1,
+        batch_size: int = 1,
     ) -> None:
         """Keep the options; see `[tool.flwr.app.config]` for their meaning."""
         self.seed = seed
@@ -66,12 +72,27 @@ class FedAvg:
         self._limit = NormLimit(max_update_norm, max_first_update_norm)
         self.single_updates = max_update_norm > 0
         """Whether nodes send each client's update, not the sum of theirs."""
+        self._stragglers = Stragglers(
+            straggler_fraction, stragglers, local_epochs, seed
+        )
+        self._batch_size = batch_size
         self._failed_rounds = 0  # in a row, until now
 
     # --- the two halves of the algorithm
 
-    def server_update(self, current: Arrays, mean: Arrays) -> Arrays:
-        """Return the next global model from the current one and the mean update."""
+    COUNTS_STEPS = False
+    """Whether the server half relies on the clients' numbers of local steps."""
+
+    def server_update(
+        self, current: Arrays, mean: Arrays, trained: list[Row]
+    ) -> Arrays:
+        """Return the next global model.
+
+        Args:
+            current: the global model.
+            mean: the mean of the clients' updates.
+            trained: the metrics of each client in it, sorted by client.
+        """
         return aggregation.apply_mean(current, mean)
 
     def collect(self, model: Arrays, cohort_size: int) -> Collected:
@@ -88,6 +109,13 @@ class FedAvg:
     ) -> dict[str, float]:
         """Train the local model, which starts as the global one; return metrics."""
         return train()
+
+    @staticmethod
+    def client_update(
+        update: Arrays, metrics: dict[str, float], options: Mapping[str, Any]
+    ) -> Arrays:
+        """Return what a client sends of its update; may add to its metrics."""
+        return update
 
     def state(self) -> ServerState:
         """Return what `restore` needs for the next round to be as if never stopped."""
@@ -159,6 +187,17 @@ class FedAvg:
         """Return how many clients must be counted in; at least one."""
         return max(1, ceil(self.min_fraction * cohort_size - 1e-9))
 
+    def _num_steps(
+        self, federation: Federation, cohort: list[int], round: int
+    ) -> dict[int, int]:
+        """Return how many local steps each client of a cohort is to take."""
+        slow = self._stragglers.schedule(cohort, round)
+        return {
+            client: slow.get(client, self._stragglers.epochs)
+            * ceil(federation.num_examples(client) / self._batch_size)
+            for client in cohort
+        }
+
     def _cohort(self, federation: Federation, fraction: float, round: int) -> list[int]:
         clients = federation.client_ids
         return sample_cohort(clients, fraction, seed=self.seed, round=round)
@@ -170,6 +209,7 @@ class FedAvg:
         round: int,
         train: list[int],
         evaluate: list[int],
+        slow: Mapping[int, int] = MappingProxyType({}),
     ) -> dict[int, RecordDict]:
         """Return one message content per node; the model's record is one for all."""
         federation.wait()
@@ -181,6 +221,9 @@ class FedAvg:
                 wire.TRAIN_IDS: [c for c in clients if c in chosen],
                 wire.EVALUATE_IDS: [c for c in clients if c in validating],
             }
+            if slow:
+                epochs = self._stragglers.epochs
+                ids[wire.EPOCHS] = [slow.get(c, epochs) for c in ids[wire.TRAIN_IDS]]
             present = {key: value for key, value in ids.items() if value}
             shared = {
                 wire.ROUND: round,
@@ -198,16 +241,19 @@ class FedAvg:
 
     def _round(self, federation: Federation, arrays: Arrays, round: int) -> RoundResult:
         start = time.monotonic()
-        cohort = self._cohort(federation, self.fraction_train, round)
+        drawn = self._cohort(federation, self.fraction_train, round)
+        cohort = self._stragglers.taking_part(drawn, round)
         validating = (
             self._cohort(federation, self.fraction_evaluate, round)
             if self.evaluates(round - 1)
             else []
         )
-        contents = self._contents(federation, arrays, round, cohort, validating)
+        slow = self._stragglers.schedule(drawn, round)
+        contents = self._contents(federation, arrays, round, cohort, validating, slow)
         base = aggregation.to_moments(arrays) if self.pooled else arrays
         total = self.collect(base, len(cohort))
-        tally = Tally(federation.num_examples, total, self._limit)
+        steps = self._num_steps(federation, drawn, round) if self.COUNTS_STEPS else None
+        tally = Tally(federation.num_examples, total, self._limit, steps)
         for reply in federation.exchange(
             contents, wire.TRAIN, timeout=self.round_timeout
         ):
@@ -231,7 +277,9 @@ class FedAvg:
         result.quorum_met = len(result.trained) >= self.quorum(len(cohort))
         if result.quorum_met:
             self._limit.accept(tally.norms)
-            updated = self.server_update(base, total.mean())
+            mean = total.mean()
+            result.alignment = alignment(mean, result.update_norm)
+            updated = self.server_update(base, mean, result.trained)
             result.arrays = (
                 aggregation.from_moments(updated) if self.pooled else updated
             )
@@ -242,6 +290,20 @@ class FedAvg:
             )
         result.seconds = time.monotonic() - start
         return result
+
+
+def alignment(mean: Arrays, length: float | None) -> float | None:
+    """Return how far clients agree: their updates' mean cosine to the mean update.
+
+    Weighted by examples and norm: with p_k the shares of examples, the norm of the
+    mean is sum_k p_k |u_k| cos(u_k, mean), so it is |mean| / sum_k p_k |u_k|: 1 where
+    all point one way, near 0 where they cancel out.
+
+    Args:
+        mean: the mean update.
+        length: the updates' mean norm; None where nobody says it.
+    """
+    return aggregation.norm(mean) / length if length else None
 
 
 def budget(timeout: float) -> float:

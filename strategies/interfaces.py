@@ -44,9 +44,17 @@ class RoundResult:
     validation: Validation | None = None
     """Of the model the clients received: the global model of round - 1."""
     quorum_met: bool = True
+    alignment: float | None = None
+    """Mean cosine of the clients' updates to their mean; see `fedavg.alignment`."""
     seconds: float = 0.0
     upload_bytes: int = 0
     download_bytes: int = 0
+
+    @property
+    def update_norm(self) -> float | None:
+        """Mean L2 norm of the clients' updates; None where nobody says."""
+        named = [row for row in self.trained if wire.UPDATE_NORM in row]
+        return weighted_mean(named, wire.UPDATE_NORM)
 
     @property
     def train_loss(self) -> float | None:

@@ -115,6 +115,7 @@ class Tally:
         num_examples: Callable[[int], int],
         total: Collected | None = None,
         limit: NormLimit | None = None,
+        num_steps: Mapping[int, int] | None = None,
     ) -> None:
         """Start empty.
 
@@ -122,10 +123,12 @@ class Tally:
             num_examples: number of training examples of a client, by its id.
             total: what takes in the updates; None if nobody trains.
             limit: how large an update may be; None for any size.
+            num_steps: local steps of each client, where the algorithm relies on them.
         """
         self._num_examples = num_examples
         self.total = total or ExactSum({}, 1)
         self._limit = limit
+        self._num_steps = num_steps
         self._norms: dict[int, float] = {}
         self.trained: list[Row] = []
         self.validated: list[Row] = []
@@ -185,6 +188,13 @@ class Tally:
                     f"client {client} reports num-examples = {row[wire.NUM_EXAMPLES]}, "
                     f"at the start it had {self._num_examples(client)}"
                 )
+            if self._num_steps is not None:
+                steps, expected = row.get(wire.STEPS), self._num_steps[client]
+                if steps != expected:
+                    raise UpdateError(
+                        f"client {client} reports {steps} steps, it was to take "
+                        f"{expected}"
+                    )
 
     def _add_updates(self, reply: Reply, trained: list[Row]) -> list[ClientFailure]:
         """Add a node's partial sum, or its clients' updates; return those refused.

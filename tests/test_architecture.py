@@ -12,12 +12,13 @@ from tests.conftest import PROJECT
 # Each layer may import from those before it, and from within itself where marked.
 STRATEGY_LAYERS = [
     {"wire", "randomness"},
-    {"aggregation", "federation"},
+    {"aggregation", "federation", "stragglers"},
     {"replies"},
     {"interfaces"},
     {"fedavg"},
-    {"robust"},
+    {"robust", "server_optimizer"},
     {"fedprox", "fedmedian", "trimmed_mean"},
+    {"fedavgm", "fedadam", "fedyogi", "fednova"},
 ]
 APP_LAYERS = [
     {"models"},

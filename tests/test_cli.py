@@ -36,7 +36,7 @@ def fl_app(
     ("options", "said"),
     [
         ("proximal-mu=-1.0", "proximal-mu = -1.0 is not allowed"),
-        ('strategy="fedmagic"', "there are: fedavg, fedmedian, fedprox"),
+        ('strategy="fedmagic"', "there are: fedadam, fedavg"),
         ("epochs=5", "option epochs is unknown: did you mean local-epochs?"),
         ("num-clients=5000", "num-clients = 5000 is more than the 1438"),
         ('dataset="mnits"', "dataset = 'mnits' is unknown"),

@@ -56,7 +56,7 @@ def test_given_values_win_over_the_recipe(configure: Configure) -> None:
         ("batch-size", "many", "valid integer"),
         ("optimizer", "lion", "'sgd' or 'adam'"),
         ("partitioner", "random", "'iid'"),
-        ("strategy", "fedmagic", "there are: fedavg, fedmedian, fedprox"),
+        ("strategy", "fedmagic", "there are: fedadam, fedavg, "),
         ("model", "gpt", "there are: cnn"),
         ("learning-rate", -0.1, "greater than 0"),
         ("momentum", 1.0, "less than 1"),
