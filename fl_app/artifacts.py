@@ -275,9 +275,10 @@ def usable_results_dir(config: RunConfig) -> Path:
 
 def unused_name(config: RunConfig) -> str:
     """Return a name made of data set, strategy, time and a few random digits."""
+    method = config.strategy if config.regime == "federated" else config.regime
     dataset = re.sub(r"[^A-Za-z0-9._-]", "-", Path(config.dataset).name) or "data"
     moment = time.strftime("%Y%m%d-%H%M%S")  # the digits: runs may start at once
-    return f"{dataset}-{config.strategy}-{moment}-{secrets.token_hex(2)}"
+    return f"{dataset}-{method}-{moment}-{secrets.token_hex(2)}"
 
 
 def _taken(path: Path) -> str:

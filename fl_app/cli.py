@@ -124,6 +124,66 @@ def network(
 
 
 @cli.command()
+def baseline(
+    run_config: RunConfigArguments = None,
+    local_only: Annotated[
+        bool, typer.Option("--local-only", help="Each client alone, sharing nothing.")
+    ] = False,
+    epochs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Passes over the data. Default: as many steps."),
+    ] = None,
+) -> None:
+    """Train without federation: the same data, model and number of gradient steps."""
+    from fl_app import baseline as training
+    from fl_app import following
+
+    regime = training.LOCAL_ONLY if local_only else training.CENTRAL
+    config, _ = resolve([*(run_config or []), f'regime="{regime}"'])
+    folder = training.run(console, training.named(config), epochs)
+    following.print_result(console, folder)
+
+
+@cli.command()
+def sweep(
+    run_config: Annotated[
+        list[str],
+        typer.Option(
+            "--run-config",
+            "-c",
+            help='Options, lists too: \'strategy=["fedavg","fedprox"] seed=[0,1,2]\'.',
+        ),
+    ],
+    name: Annotated[
+        str, typer.Option(help="What its runs' names begin with.")
+    ] = "sweep",
+    nodes: Annotated[
+        int | None,
+        typer.Option(help="Simulated nodes. Default: one a GPU, or else one a core."),
+    ] = None,
+    tail: Annotated[
+        int, typer.Option(min=0, help="Compare also over so many last rounds.")
+    ] = 0,
+    output: Annotated[
+        str, typer.Option(help="Folder of the comparison. Default: results/NAME.")
+    ] = "",
+) -> None:
+    """Run every combination of options, or what is left of it, and compare."""
+    from fl_app import sweep as sweeping
+
+    environment.setup(environment.find_project())
+    cells = sweeping.grid(run_config, name)
+    num_nodes = environment.default_nodes() if nodes is None else nodes
+    failures = sweeping.run(
+        console, cells, num_nodes, output or f"results/{name}", tail
+    )
+    for failure in failures:
+        console.print(failure, soft_wrap=True, markup=False, highlight=False)
+    if failures:
+        raise typer.Exit(1)
+
+
+@cli.command()
 def certificates(
     server: Annotated[
         list[str] | None,

@@ -112,7 +112,7 @@ def _train_and_validate(message: Message, context: Context, deadline: float) -> 
                 validated += work.validate(client)
         if client in train_ids:
             with _guarded(client, failed):
-                update, row = work.train(client, epochs.get(client))
+                update, row = work.train(client, epochs=epochs.get(client))
                 if single:
                     examples = int(row[wire.NUM_EXAMPLES])
                     aggregation.check_update(update, work.base, examples)

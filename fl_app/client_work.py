@@ -63,12 +63,15 @@ class ClientWork:
         }
         return [row]
 
-    def train(self, client: int, epochs: int | None = None) -> tuple[Arrays, Row]:
+    def train(
+        self, client: int, *, epochs: int | None = None, steps: int | None = None
+    ) -> tuple[Arrays, Row]:
         """Return the client's update and its metrics.
 
         Args:
             client: its id.
             epochs: how many it manages; None for all local epochs.
+            steps: how many steps it takes, in place of epochs.
         """
         from fl_app import task
         from fl_app.data.augment import AUGMENTATIONS
@@ -83,9 +86,12 @@ class ClientWork:
         task.set_arrays(space.model, self.received)
 
         options = task.TrainOptions.of_round(config, self.round)
+        an_epoch = ceil(len(examples) / options.batch_size)
         if epochs is not None:
             options = replace(options, local_epochs=epochs)
-        steps = options.local_epochs * ceil(len(examples) / options.batch_size)
+        if steps is not None:
+            options = replace(options, local_epochs=ceil(steps / an_epoch))
+        number = steps or options.local_epochs * an_epoch
 
         def run_training(*, term: Term | None = None) -> Row:
             loss = task.train(
@@ -97,8 +103,9 @@ class ClientWork:
                 augment=augment,
                 term=term,
                 deadline=self.deadline,
+                max_steps=number,
             )
-            return {wire.LOSS: loss, wire.STEPS: steps}
+            return {wire.LOSS: loss, wire.STEPS: number}
 
         strategy = strategies.load(config.strategy)
         metrics = strategy.client_train(space.model, run_training, self.options)

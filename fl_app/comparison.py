@@ -23,6 +23,9 @@ _CIRCUMSTANCES = {
 }
 """Options that say how or where a run was made, not what it computes."""
 
+_TRAINING = {"optimizer", "momentum"}
+"""Options that training reads, whether or not the strategy does too."""
+
 _COMPARABLE = ("dataset", "num-server-rounds")
 """Options in which methods must agree for their difference to say something."""
 
@@ -89,11 +92,15 @@ class Run:
     def method(self) -> dict[str, Any]:
         """The options that decide what was computed, the seed aside."""
         own = strategies.options_of(self.options["strategy"])
-        others = {
-            name
-            for strategy in strategies.available()
-            for name in strategies.options_of(strategy)
-        } - own
+        others = (
+            {
+                name
+                for strategy in strategies.available()
+                for name in strategies.options_of(strategy)
+            }
+            - own
+            - _TRAINING
+        )
         options = {**self.options, **self.options["strategy-options"]}
         del options["strategy-options"]
         return {
@@ -200,18 +207,24 @@ def _labels(methods: Sequence[Mapping[str, Any]]) -> list[str]:
     differing = [
         key
         for key in keys
-        if key != "strategy"
+        if key not in ("strategy", "regime")
         and any(m.get(key, absent) != methods[0].get(key, absent) for m in methods)
     ]
     return [
         " ".join(
             [
-                str(method["strategy"]),
+                _kind(method),
                 *(f"{k}={_value(method[k])}" for k in differing if k in method),
             ]
         )
         for method in methods
     ]
+
+
+def _kind(method: Mapping[str, Any]) -> str:
+    """Return the strategy, or what a baseline is."""
+    regime = str(method["regime"])
+    return str(method["strategy"]) if regime == "federated" else regime
 
 
 def _value(value: Any) -> str:

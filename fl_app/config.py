@@ -94,6 +94,7 @@ class RunConfig(BaseModel):
     initial_model: str
     normalisation_policy: Literal["average", "pooled"]
 
+    regime: Literal["federated", "central", "local-only"]
     strategy: str
     strategy_options: dict[str, bool | int | float | str] = Field(default_factory=dict)
     proximal_mu: float = Field(ge=0, allow_inf_nan=False)

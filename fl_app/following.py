@@ -28,8 +28,9 @@ class RunView:
 
     def __init__(self, console: Console, num_rounds: int) -> None:
         self._console = console
-        self._num_rounds = num_rounds
-        self._shown = 0
+        self._num_rounds = self._rounds = num_rounds
+        self._shown = self._before = 0
+        self._name = ""
         self._progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -54,6 +55,12 @@ class RunView:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
+    def next_run(self, name: str, num_rounds: int) -> None:
+        """Begin with a run of several that share this view."""
+        if self._name:
+            self._before += self._rounds
+        self._name, self._rounds, self._shown = name, num_rounds, 0
+
     def show(self, rows: list[dict[str, Any]]) -> None:
         """Show rounds that were not shown yet."""
         for row in rows[self._shown :]:
@@ -63,13 +70,20 @@ class RunView:
     def _show(self, row: dict[str, Any]) -> None:
         figures = figures_of(row)
         if not self._console.is_terminal:
-            self._console.print(f"round {row['round']}/{self._num_rounds}  {figures}")
+            whose = f"{self._name}  " if self._name else ""
+            self._console.print(
+                f"{whose}round {row['round']}/{self._rounds}  {figures}",
+                soft_wrap=True,
+            )
             return
         assert self._task is not None
         if row["round"] == 0:
             self._progress.start_task(self._task)
         self._progress.update(
-            self._task, description="round", completed=row["round"], figures=figures
+            self._task,
+            description=self._name or "round",
+            completed=self._before + row["round"],
+            figures=figures,
         )
 
 

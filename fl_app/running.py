@@ -20,6 +20,7 @@ from fl_app.server_app import build_strategy
 if TYPE_CHECKING:
     from fl_app.submission import Connection
 
+STOPPED = "it was stopped by the user"
 _FLOWER_PREFIX = "Simulation failed with exception: "
 _STOP_SECONDS = 30.0
 _PATIENCE_SECONDS = 600.0  # for a run to begin; others of the user may be before it
@@ -71,6 +72,7 @@ def run(
     given: Mapping[str, Any],
     resources: Mapping[str, Any],
     command: str,
+    view: RunView | None = None,
 ) -> str | None:
     """Submit a run and show how it goes; return why it failed, or None.
 
@@ -82,24 +84,29 @@ def run(
         given: the options that differ from the project's defaults.
         resources: what is simulated; empty where nodes are real.
         command: what was typed, without options: how the run is resumed.
+        view: where rounds are shown, if that is shared with other runs.
     """
     options = {**given, "run-name": config.run_name}
     options |= _absolute_paths(config)
     folder = folder_of(config)
     again = _resuming(command, config)
-    with RunView(console, config.num_server_rounds) as view, stopped_by_signals():
+    shown = (
+        contextlib.nullcontext(view)
+        if view
+        else RunView(console, config.num_server_rounds)
+    )
+    with shown as bar, stopped_by_signals():
         connection = connect()
         run_id = connection.start(project, options, resources)
         try:
             waits = follow(
                 folder,
-                view,
+                bar,
                 lambda: connection.status(run_id).state,
                 patience=_PATIENCE_SECONDS,
             )
         except KeyboardInterrupt:
-            reason = "it was stopped by the user"
-            return _stop(connection, run_id, folder, reason, again)
+            return _stop(connection, run_id, folder, STOPPED, again)
         if waits:
             reason = (
                 f"it was {waits} for {_PATIENCE_SECONDS:g} seconds: another run may "

@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
@@ -78,11 +78,10 @@ def main(grid: Grid, context: Context) -> None:
             Checkpoints(folder.path, config, strategy, arrays, start),
         ]
         history = History(callbacks, rows)
-        with _recorded(folder, history):
-            for callback in callbacks:
-                callback.on_start(
-                    federation.label_counts, info.class_names, federation.client_names
-                )
+        with recorded(folder, history):
+            history.start(
+                federation.label_counts, info.class_names, federation.client_names
+            )
             arrays, final = run_rounds(
                 config.num_server_rounds,
                 strategy,
@@ -115,7 +114,12 @@ def read_config(options: Mapping[str, Any]) -> RunConfig:
     from fl_app.data import datasets
 
     if not options.get("resume"):
-        return RunConfig.from_options(options, datasets.recipe_for)
+        config = RunConfig.from_options(options, datasets.recipe_for)
+        if config.regime != "federated":
+            raise ConfigError(
+                f"regime = {config.regime!r} is no federation: use `fl-app baseline`"
+            )
+        return config
     declared = environment.default_options(Path(__file__).parent.parent)
     given = resuming.given_of(options, declared)
     return resuming.config_of(given, str(options["results-dir"]))
@@ -213,6 +217,18 @@ class GlobalTest:
         )
 
 
+class Judged(Protocol):
+    """What a test says of a model."""
+
+    @property
+    def accuracy(self) -> float:
+        """Fraction of examples classified right."""
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy per example, in nats."""
+
+
 class History:
     """The rows of metrics.jsonl as they grow, and the callbacks that see them."""
 
@@ -223,7 +239,14 @@ class History:
         self.rows = [dict(row) for row in rows]
         self._callbacks = callbacks
 
-    def add(self, result: RoundResult | None, test: "Evaluation | None") -> None:
+    def start(
+        self, counts: Any, class_names: Sequence[str], client_names: Sequence[str]
+    ) -> None:
+        """Tell the callbacks who owns what; see `Callback.on_start`."""
+        for callback in self._callbacks:
+            callback.on_start(counts, class_names, client_names)
+
+    def add(self, result: RoundResult | None, test: Judged | None) -> None:
         """Add a round's row; complete the row before with what clients said of it."""
         if result is not None:
             self.validated(result.validation)
@@ -294,7 +317,7 @@ def run_rounds(
 
 
 @contextlib.contextmanager
-def _recorded(folder: RunFolder, history: History) -> Iterator[None]:
+def recorded(folder: RunFolder, history: History) -> Iterator[None]:
     """Finish the files whatever happens; leave error.json if something did."""
     try:
         yield

@@ -10,6 +10,7 @@ from rich.console import Console
 from fl_app import running
 from fl_app.config import RunConfig
 from fl_app.environment import CONNECTION, node_resources
+from fl_app.following import RunView
 
 if TYPE_CHECKING:
     from fl_app.submission import Connection
@@ -21,6 +22,7 @@ def run(
     config: RunConfig,
     given: Mapping[str, Any],
     num_nodes: int,
+    view: RunView | None = None,
 ) -> str | None:
     """Run the simulation and show how it goes; return why it failed, or None.
 
@@ -30,6 +32,7 @@ def run(
         config: all options, checked, with a run name.
         given: the options that differ from the project's defaults.
         num_nodes: simulated nodes.
+        view: where rounds are shown, if that is shared with other runs.
     """
     resources = {"num-supernodes": num_nodes, **node_resources(num_nodes)}
 
@@ -39,6 +42,7 @@ def run(
         with contextlib.chdir(project):  # where a SuperLink started now will stay
             return Connection.named(CONNECTION)
 
+    command = "fl-app run"
     return running.run(
-        console, connect, project, config, given, resources, "fl-app run"
+        console, connect, project, config, given, resources, command, view
     )

@@ -116,8 +116,11 @@ def train(
     augment: Augment | None = None,
     term: Term | None = None,
     deadline: float = inf,
+    max_steps: float = inf,
 ) -> float:
     """Train the model in place; return the mean loss per example over all steps.
+
+    All local epochs are trained, or as much of them as `max_steps` steps are.
 
     Shuffling, augmentation and dropout are drawn from `seed` alone, and the caller's
     random state is left as it was. The last batch of an epoch may be smaller.
@@ -132,6 +135,7 @@ def train(
     total = torch.zeros((), dtype=torch.float64, device=device)
     loss_and_gradient = gradients.backpropagation(model, options.precision)
     model.train()
+    seen = taken = 0
     with _seeded(seed, device) as draws:
         batches = Batches(examples, normalise, augment, draws, device)
         for _ in range(options.local_epochs):
@@ -145,7 +149,11 @@ def train(
                 if term is not None and options.optimizer == "sgd":
                     term.step(options.learning_rate / (1 - options.momentum))
                 total.add_(loss, alpha=len(targets))
-    mean = float(total) / (len(examples) * options.local_epochs)
+                seen += len(targets)
+                taken += 1
+                if taken >= max_steps:
+                    break
+    mean = float(total) / seen
     if not np.isfinite(mean):
         raise FloatingPointError(
             "the training loss is not finite: a smaller learning-rate may help"

@@ -46,7 +46,8 @@ APP_LAYERS = [
     {"client_work"},
     {"client_app", "server_app", "following", "submission", "certificates"},
     {"running", "doctor"},
-    {"simulation", "network", "reach"},
+    {"simulation", "network", "reach", "baseline"},
+    {"sweep"},
     {"cli"},
 ]
 

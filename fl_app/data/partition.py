@@ -41,6 +41,17 @@ class Partition:
         )
         return np.sort(order[size:]), np.sort(order[:size])
 
+    def merged(self) -> "Partition":
+        """Return one client that has what all of them have, split as they split it."""
+        return _Merged(
+            self.labels,
+            self.num_classes,
+            [np.sort(np.concatenate(self.clients))],
+            self.seed,
+            self.validation_fraction,
+            parts=self,
+        )
+
     def label_counts(self) -> np.ndarray[Any, np.dtype[np.int64]]:
         """Return training examples per client and class, (num_clients, num_classes)."""
         return np.stack([self.counts_of(c) for c in range(len(self.clients))])
@@ -49,6 +60,17 @@ class Partition:
         """Return a client's training examples per class, (num_classes,)."""
         labels = self.labels[self.split(client_id)[0]]
         return np.bincount(labels, minlength=self.num_classes).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class _Merged(Partition):
+    parts: Partition | None = None
+
+    def split(self, client_id: int) -> tuple[Indices, Indices]:
+        assert self.parts is not None
+        splits = [self.parts.split(c) for c in range(len(self.parts.clients))]
+        train, validation = zip(*splits, strict=True)
+        return np.sort(np.concatenate(train)), np.sort(np.concatenate(validation))
 
 
 def build(

@@ -1,0 +1,251 @@
+"""What federation is measured against: the same data, model and steps without it.
+
+*Central*: one model on the training data of all clients together. *Local-only*: each
+client trains a model of its own and shares nothing. Both take, in every round, exactly
+the gradient steps that the federated run's cohort takes, from the same initial model
+and with that round's learning rate; so curves lie beside each other round by round.
+
+As in a federated client the optimiser starts afresh in each round: no momentum is kept.
+"""
+
+import hashlib
+import time
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from math import ceil, inf
+from statistics import fmean
+from typing import Any
+
+from rich.console import Console
+
+from fl_app import artifacts, environment
+from fl_app.artifacts import RunFolder
+from fl_app.callbacks import Callback, MetricsFiles, Pictures, Rows
+from fl_app.client_work import ClientWork
+from fl_app.config import ConfigError, RunConfig
+from fl_app.data import datasets, private
+from fl_app.data.partition import Partition
+from fl_app.following import RunView
+from fl_app.server_app import GlobalTest, History, initial_model, recorded
+from fl_app.workspace import Workspace
+from strategies import aggregation
+from strategies.federation import sample_cohort
+from strategies.interfaces import RoundResult
+from strategies.replies import Tally, Validation
+from strategies.wire import Arrays
+
+CENTRAL, LOCAL_ONLY = "central", "local-only"
+
+
+class _Shown(Callback):
+    def __init__(self, view: RunView) -> None:
+        self._view = view
+
+    def on_round(self, rows: Rows, result: RoundResult | None) -> None:
+        self._view.show([dict(row) for row in rows])
+
+
+class Steps:
+    """How many gradient steps are taken in a round, and by whom."""
+
+    def __init__(self, config: RunConfig, sizes: list[int], epochs: int | None) -> None:
+        """Follow the federated run's schedule, or spread some epochs over its rounds.
+
+        Args:
+            config: the federated run's options.
+            sizes: training examples of each client.
+            epochs: passes over the data in all; None for the federated run's steps.
+        """
+        self._config = config
+        self._epochs = epochs
+        self._whole = [ceil(size / config.batch_size) for size in sizes]  # of an epoch
+        self._pooled = ceil(sum(sizes) / config.batch_size)
+
+    def of_clients(self, round: int) -> dict[int, int]:
+        """Return the steps of each client that trains in a round."""
+        config = self._config
+        if self._epochs is not None:
+            return {
+                client: self._spread(steps * self._epochs, round)
+                for client, steps in enumerate(self._whole)
+            }
+        cohort = sample_cohort(
+            range(len(self._whole)),
+            config.fraction_train,
+            seed=config.seed,
+            round=round,
+        )
+        return {client: config.local_epochs * self._whole[client] for client in cohort}
+
+    def pooled(self, round: int) -> int:
+        """Return the steps of one model that has all data."""
+        if self._epochs is not None:
+            return self._spread(self._pooled * self._epochs, round)
+        return sum(self.of_clients(round).values())
+
+    def _spread(self, steps: int, round: int) -> int:
+        rounds = self._config.num_server_rounds
+        return steps * round // rounds - steps * (round - 1) // rounds
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Mean accuracy and loss of several models on the test split."""
+
+    accuracy: float
+    loss: float
+
+
+def run(
+    console: Console,
+    config: RunConfig,
+    epochs: int | None,
+    view: RunView | None = None,
+) -> RunFolder:
+    """Train the baseline that `regime` names, in this process; return its folder.
+
+    Args:
+        console: where progress is shown.
+        config: all options, with a run name.
+        epochs: passes over the data; None for as many steps as the federation takes.
+        view: where rounds are shown, if that is shared with other runs.
+
+    Raises:
+        ConfigError: an option does not fit the data, or the run exists.
+    """
+    import torch
+
+    from fl_app import models, task
+
+    start = time.monotonic()
+    torch.set_num_threads(environment.num_cores())
+    dataset = datasets.load(config)
+    partition = dataset.partition(config, environment.default_nodes())
+    steps = Steps(config, _sizes(partition), epochs)
+    central = config.regime == CENTRAL
+    owned = partition.merged() if central else partition
+    arrays, info = initial_model(config, dataset)
+    model = models.build(config.model, info.input_shape, len(info.class_names), seed=0)
+    normalise = task.Normalisation(dataset.mean, dataset.std, dataset.full_scale)
+    space = Workspace(config, dataset, owned, task.place(model), normalise)
+    names = [] if central else dataset.client_names(config)
+    folder = RunFolder.create(config)
+    shown = nullcontext(view) if view else RunView(console, config.num_server_rounds)
+    with shown as bar:
+        history = History([MetricsFiles(folder), Pictures(folder, config), _Shown(bar)])
+        with recorded(folder, history):
+            history.start(owned.label_counts(), info.class_names, names)
+            alone = Alone(space, arrays, GlobalTest(dataset, info))
+            history.add(None, alone.judge())
+            for number in range(1, config.num_server_rounds + 1):
+                due = steps.pooled(number) if central else steps.of_clients(number)
+                result = alone.train(number, {0: due} if isinstance(due, int) else due)
+                last = number == config.num_server_rounds
+                judged = last or number % config.evaluate_every == 0
+                history.add(result, alone.judge() if judged else None)
+            history.validated(alone.validate(config.num_server_rounds + 1))
+            history.end()
+            if central:
+                folder.write_model(alone.models[0], info)
+            folder.write_summary(
+                alone.summary()
+                | {
+                    "rounds": config.num_server_rounds,
+                    "total_seconds": round(time.monotonic() - start, 3),
+                }
+            )
+    return folder
+
+
+class Alone:
+    """Models that are never averaged, one for each client of a workspace."""
+
+    def __init__(self, space: Workspace, initial: Arrays, test: GlobalTest) -> None:
+        """Start all of them as the same initial model."""
+        self.models = [initial] * len(space.partition.clients)
+        self._space = space
+        self._test = test
+        self._steps = 0
+        first = test(initial)
+        self._results = [first] * len(self.models)
+
+    def train(self, round: int, steps: Mapping[int, int]) -> RoundResult:
+        """Validate the models, then train those of some clients for so many steps."""
+        begun = time.monotonic()
+        validation = self.validate(round)
+        trained = []
+        for client, number in steps.items():
+            if number == 0:
+                continue
+            work = ClientWork(self._space, self.models[client], round, {}, inf)
+            update, row = work.train(client, steps=number)
+            self.models[client] = aggregation.apply_mean(self.models[client], update)
+            self._results[client] = result = self._test(self.models[client])
+            self._steps += number
+            judged = {"test-accuracy": result.accuracy} if result else {}
+            trained.append(row | judged)
+        return RoundResult(
+            round=round,
+            arrays={},
+            cohort=list(steps),
+            trained=trained,
+            validation=validation,
+            seconds=time.monotonic() - begun,
+        )
+
+    def validate(self, round: int) -> Validation | None:
+        """Return the verdict of each client's validation examples on its own model."""
+        if self._space.config.fraction_evaluate == 0:
+            return None
+        tally = Tally(lambda client: 0)
+        for client, arrays in enumerate(self.models):
+            work = ClientWork(self._space, arrays, round, {}, inf)
+            tally.validated += work.validate(client)
+        return tally.validation()
+
+    def judge(self) -> Judgement | None:
+        """Return the models' mean result on the test split; None without one."""
+        results = [result for result in self._results if result is not None]
+        if not results:
+            return None
+        return Judgement(
+            fmean(result.accuracy for result in results),
+            fmean(result.loss for result in results),
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """Return what summary.json says of the models."""
+        judged = self.judge()
+        only = self._results[0] if len(self.models) == 1 else None
+        digests = [artifacts.model_sha256(arrays) for arrays in self.models]
+        together = hashlib.sha256("".join(digests).encode()).hexdigest()
+        return {
+            "final_test_accuracy": judged.accuracy if judged else None,
+            "final_test_loss": judged.loss if judged else None,
+            "per_class_accuracy": only.per_class_accuracy if only else None,
+            "per_client_accuracy": [r.accuracy for r in self._results if r],
+            "gradient_steps": self._steps,
+            "model_sha256": digests[0] if len(digests) == 1 else together,
+        }
+
+
+def named(config: RunConfig) -> RunConfig:
+    """Return the options with a name for the run.
+
+    Raises:
+        ConfigError: they are of a run without a baseline.
+    """
+    if config.dataset == private.NAME:
+        raise ConfigError(
+            "dataset = 'private' has no baseline: nobody has all of the data; rehearse "
+            "it with partitioner = 'folders' where all of it is in one place"
+        )
+    if config.resume:
+        raise ConfigError("a baseline cannot be resumed: start it anew")
+    name = config.run_name or artifacts.unused_name(config)
+    return config.model_copy(update={"run_name": name})
+
+
+def _sizes(partition: Partition) -> list[int]:
+    return [int(n) for n in partition.label_counts().sum(axis=1)]
