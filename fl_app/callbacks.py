@@ -150,7 +150,7 @@ class Pictures(Callback):
         self, counts: Any, class_names: Sequence[str], client_names: Sequence[str]
     ) -> None:
         """Draw who owns what."""
-        title = _describe_partition(self._config)
+        title = describe_partition(self._config)
         self._attempt(
             PARTITION,
             lambda: plots.partition(counts, class_names, title, client_names),
@@ -200,7 +200,7 @@ class Pictures(Callback):
             log.exception("%s could not be drawn", name)
 
 
-def _describe_partition(config: RunConfig) -> str:
+def describe_partition(config: RunConfig) -> str:
     """Return the data set, and how it was divided with what option."""
     detail = {
         "dirichlet": f", alpha {config.dirichlet_alpha:g}",

@@ -184,6 +184,21 @@ def sweep(
 
 
 @cli.command()
+def data(
+    run_config: RunConfigArguments = None,
+    output: Annotated[
+        str, typer.Option(help="Folder for the pictures.")
+    ] = "results/data",
+) -> None:
+    """Show who owns what: labels and sizes of the clients, examples, measured skew."""
+    from fl_app import describing
+
+    folder = describing.write(console, resolve(run_config)[0], output)
+    for path in sorted(folder.glob("*.png")):
+        console.print(str(path), soft_wrap=True, highlight=False)
+
+
+@cli.command()
 def certificates(
     server: Annotated[
         list[str] | None,

@@ -47,7 +47,7 @@ class Recipe:
     num_clients: int = 10
 
 
-_RESERVED = {"comparison", "reference"}
+_RESERVED = {"comparison", "data", "reference"}
 _ADAM_LEARNING_RATE = 0.001  # Kingma and Ba 2015; recipes are for SGD
 _ZERO_IS_AUTO = {"num_server_rounds", "local_epochs", "batch_size", "learning_rate"}
 """Options for which 0 has no meaning of its own."""

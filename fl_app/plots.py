@@ -99,7 +99,7 @@ def partition(
     counts = np.asarray(counts)
     if len(counts) <= _MAX_BARS:
         return _partition_bars(counts, class_names, title, client_names)
-    return _partition_map(counts, class_names, title)
+    return partition_map(counts, class_names, title)
 
 
 def _partition_bars(
@@ -147,7 +147,14 @@ def _shortened(name: str) -> str:
     return kept.replace("$", r"\$")
 
 
-def _partition_map(counts: Any, class_names: Sequence[str], title: str) -> bytes:
+def partition_map(counts: Any, class_names: Sequence[str], title: str) -> bytes:
+    """Return a PNG: a heat map of each client's shares, beside a curve of the sizes.
+
+    Args:
+        counts: (num_clients, num_classes) numbers of training examples.
+        class_names: names of the classes.
+        title: what the picture is of.
+    """
     num_clients, num_classes = counts.shape
     sizes = counts.sum(axis=1)
     figure = _figure(9.6, 6.4)
@@ -155,7 +162,7 @@ def _partition_map(counts: Any, class_names: Sequence[str], title: str) -> bytes
     shares = counts / np.maximum(1, sizes)[:, None]
     extent = (-0.5, num_classes - 0.5, num_clients - 0.5, -0.5)
     image = shares_axes.imshow(
-        shares, aspect="auto", cmap="Blues", vmin=0, vmax=1, extent=extent,
+        shares, aspect="auto", cmap="Blues", vmin=0, vmax=shares.max(), extent=extent,
         interpolation="nearest",
     )  # fmt: skip
     shares_axes.set(title=title, xlabel="class", ylabel="client")
@@ -163,12 +170,39 @@ def _partition_map(counts: Any, class_names: Sequence[str], title: str) -> bytes
         slant = 45 if max(map(len, class_names)) > 3 else 0
         shares_axes.set_xticks(range(num_classes), class_names, rotation=slant)
     figure.colorbar(image, ax=shares_axes, label="share of the client's examples")
-    size_axes.fill_betweenx(
-        np.arange(num_clients), sizes, color=BLUE, step="mid", linewidth=0
-    )
+    places = np.arange(num_clients)
+    if num_clients <= _MAX_BARS:
+        size_axes.barh(places, sizes, color=BLUE, height=0.9)
+    else:  # one shape in place of a thousand
+        size_axes.fill_betweenx(places, sizes, color=BLUE, step="mid", linewidth=0)
     size_axes.set(title="size", xlabel="training examples", xlim=(0, None))
     size_axes.grid(axis="x", **_GRID)
     size_axes.set_axisbelow(True)
+    return _png(figure)
+
+
+def examples(images: Any, labels: Sequence[str], title: str) -> bytes:
+    """Return a PNG of examples with their labels.
+
+    Args:
+        images: (N, channels, height, width) in [0, 1]; other values are brought to it.
+        labels: the name of each one's class.
+        title: what the picture is of.
+    """
+    columns = min(8, len(labels))
+    rows = -(-len(labels) // columns)
+    figure = _figure(9.6, 0.5 + 1.35 * rows)
+    images = np.asarray(images, dtype=float)
+    low, high = min(0.0, images.min()), max(1.0, images.max())
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in grid:
+        axes.set_axis_off()
+    for axes, image, label in zip(grid, images, labels, strict=False):
+        shown = np.moveaxis((image - low) / (high - low), 0, -1)
+        grey = shown.shape[2] != 3
+        axes.imshow(shown[:, :, 0] if grey else shown, cmap="gray", vmin=0, vmax=1)
+        axes.set_title(_shortened(label), fontsize=8)
+    figure.suptitle(title)
     return _png(figure)
 
 

@@ -46,7 +46,7 @@ APP_LAYERS = [
     {"client_work"},
     {"client_app", "server_app", "following", "submission", "certificates"},
     {"running", "doctor"},
-    {"simulation", "network", "reach", "baseline"},
+    {"simulation", "network", "reach", "baseline", "describing"},
     {"sweep"},
     {"cli"},
 ]
