@@ -27,6 +27,7 @@ Array = np.ndarray[Any, Any]
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 CLIENTS = "clients.jsonl"
+REPORT = "report.html"
 SUMMARY = "summary.json"
 ERROR = "error.json"
 MODEL = "model.safetensors"
@@ -128,6 +129,10 @@ class RunFolder:
     def write_picture(self, name: str, png: bytes) -> None:
         """Write a picture."""
         self._write_bytes(name, png)
+
+    def write_report(self, html: str) -> None:
+        """Write report.html."""
+        self._write_bytes(REPORT, html.encode())
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json: the run is finished."""

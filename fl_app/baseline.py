@@ -19,7 +19,7 @@ from typing import Any
 
 from rich.console import Console
 
-from fl_app import artifacts, environment
+from fl_app import artifacts, environment, report
 from fl_app.artifacts import RunFolder
 from fl_app.callbacks import Callback, MetricsFiles, Pictures, Rows
 from fl_app.client_work import ClientWork
@@ -148,13 +148,12 @@ def run(
             history.end()
             if central:
                 folder.write_model(alone.models[0], info)
-            folder.write_summary(
-                alone.summary()
-                | {
-                    "rounds": config.num_server_rounds,
-                    "total_seconds": round(time.monotonic() - start, 3),
-                }
-            )
+            summary = alone.summary() | {
+                "rounds": config.num_server_rounds,
+                "total_seconds": round(time.monotonic() - start, 3),
+            }
+            report.write(folder, summary)
+            folder.write_summary(summary)
     return folder
 
 

@@ -11,7 +11,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 import strategies
-from fl_app import artifacts, environment, processes, resuming
+from fl_app import artifacts, environment, processes, report, resuming
 from fl_app.artifacts import ModelInfo, RunFolder
 from fl_app.callbacks import Callback, MetricsFiles, Pictures, ProgressLog
 from fl_app.checkpoints import Checkpoints
@@ -93,16 +93,16 @@ def main(grid: Grid, context: Context) -> None:
             )
             folder.write_model(arrays, info)
             history.end()
-            folder.write_summary(
-                {
-                    "final_test_accuracy": final.accuracy if final else None,
-                    "final_test_loss": final.loss if final else None,
-                    "per_class_accuracy": final.per_class_accuracy if final else None,
-                    "rounds": config.num_server_rounds,
-                    "total_seconds": round(time.monotonic() - start, 3),
-                    "model_sha256": artifacts.model_sha256(arrays),
-                }
-            )
+            summary = {
+                "final_test_accuracy": final.accuracy if final else None,
+                "final_test_loss": final.loss if final else None,
+                "per_class_accuracy": final.per_class_accuracy if final else None,
+                "rounds": config.num_server_rounds,
+                "total_seconds": round(time.monotonic() - start, 3),
+                "model_sha256": artifacts.model_sha256(arrays),
+            }
+            report.write(folder, summary)
+            folder.write_summary(summary)
 
 
 def read_config(options: Mapping[str, Any]) -> RunConfig:

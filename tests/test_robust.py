@@ -115,8 +115,8 @@ def attack(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     def begin() -> None:
         honest = client_app.ClientWork.train
 
-        def train(work: Any, client: int) -> Any:
-            update, row = honest(work, client)
+        def train(work: Any, client: int, **options: Any) -> Any:
+            update, row = honest(work, client, **options)
             if client in (2, 5):
                 update = {n: (-100 * a).astype(a.dtype) for n, a in update.items()}
             return update, row

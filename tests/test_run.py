@@ -67,6 +67,7 @@ def test_a_run_leaves_all_it_should(tmp_path: Path) -> None:
         "model.safetensors",
         "curves.png",
         "partition.png",
+        "report.html",
         "summary.json",
     }
     rows = folder.metrics()
@@ -234,10 +235,10 @@ def test_a_client_that_raises_is_left_out_and_named(
 ) -> None:
     honest = client_app.ClientWork.train
 
-    def train(work: Any, client: int) -> Any:
+    def train(work: Any, client: int, **options: Any) -> Any:
         if client == 4:
             raise ValueError("boom")
-        return honest(work, client)
+        return honest(work, client, **options)
 
     monkeypatch.setattr(client_app.ClientWork, "train", train)
     folder = run(tmp_path)
@@ -254,10 +255,10 @@ def test_when_time_is_up_the_clients_that_are_done_count(
 ) -> None:
     honest = client_app.ClientWork.train
 
-    def train(work: Any, client: int) -> Any:
+    def train(work: Any, client: int, **options: Any) -> Any:
         if client == 2:
             time.sleep(1.1)
-        return honest(work, client)
+        return honest(work, client, **options)
 
     monkeypatch.setattr(client_app.ClientWork, "train", train)
     folder = run(tmp_path, nodes=1, num_server_rounds=1, round_timeout=1.0)
@@ -273,8 +274,8 @@ def test_an_update_that_is_not_finite_is_left_out_on_its_node(
 ) -> None:
     honest = client_app.ClientWork.train
 
-    def train(work: Any, client: int) -> Any:
-        update, row = honest(work, client)
+    def train(work: Any, client: int, **options: Any) -> Any:
+        update, row = honest(work, client, **options)
         if client == 1:
             update["1.bias"] = np.full_like(update["1.bias"], np.nan)
         return update, row
@@ -290,7 +291,7 @@ def test_an_update_that_is_not_finite_is_left_out_on_its_node(
 def test_a_run_whose_clients_all_fail_ends_and_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def train(work: Any, client: int) -> Any:
+    def train(work: Any, client: int, **options: Any) -> Any:
         raise ValueError("boom")
 
     monkeypatch.setattr(client_app.ClientWork, "train", train)
