@@ -28,6 +28,7 @@ CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 CLIENTS = "clients.jsonl"
 REPORT = "report.html"
+BEST_MODEL = "best.safetensors"
 SUMMARY = "summary.json"
 ERROR = "error.json"
 MODEL = "model.safetensors"
@@ -110,8 +111,10 @@ class RunFolder:
             file.flush()
             os.fsync(file.fileno())  # a checkpoint that follows counts on them
 
-    def write_model(self, arrays: Mapping[str, Array], info: ModelInfo) -> None:
-        """Write model.safetensors, with `info` as its metadata."""
+    def write_model(
+        self, arrays: Mapping[str, Array], info: ModelInfo, *, best: bool = False
+    ) -> None:
+        """Write model.safetensors, or the best one, with `info` as its metadata."""
         from safetensors.numpy import save
 
         described = {
@@ -124,7 +127,9 @@ class RunFolder:
             "class_names": json.dumps(info.class_names),
         }
         tensors = {name: np.asarray(a, order="C") for name, a in arrays.items()}
-        self._write_bytes(MODEL, save(tensors, metadata=described))
+        self._write_bytes(
+            BEST_MODEL if best else MODEL, save(tensors, metadata=described)
+        )
 
     def write_picture(self, name: str, png: bytes) -> None:
         """Write a picture."""

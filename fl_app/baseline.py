@@ -143,6 +143,7 @@ def run(
                 result = alone.train(number, {0: due} if isinstance(due, int) else due)
                 last = number == config.num_server_rounds
                 judged = last or number % config.evaluate_every == 0
+                history.validated(result.validation)
                 history.add(result, alone.judge() if judged else None)
             history.validated(alone.validate(config.num_server_rounds + 1))
             history.end()

@@ -99,6 +99,7 @@ class RunConfig(BaseModel):
     strategy_options: dict[str, bool | int | float | str] = Field(default_factory=dict)
     proximal_mu: float = Field(ge=0, allow_inf_nan=False)
     num_server_rounds: int = Field(ge=1)
+    patience: int = Field(ge=0)
     fraction_train: float = Field(gt=0, le=1)
     fraction_evaluate: float = Field(ge=0, le=1)
     evaluate_every: int = Field(ge=1)

@@ -11,7 +11,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 import strategies
-from fl_app import artifacts, environment, processes, report, resuming
+from fl_app import artifacts, best, environment, processes, report, resuming
 from fl_app.artifacts import ModelInfo, RunFolder
 from fl_app.callbacks import Callback, MetricsFiles, Pictures, ProgressLog
 from fl_app.checkpoints import Checkpoints
@@ -75,6 +75,7 @@ def main(grid: Grid, context: Context) -> None:
             MetricsFiles(folder),
             ProgressLog(config.num_server_rounds),
             Pictures(folder, config),
+            best.BestModel(folder, info, arrays),
             Checkpoints(folder.path, config, strategy, arrays, start),
         ]
         history = History(callbacks, rows)
@@ -90,6 +91,7 @@ def main(grid: Grid, context: Context) -> None:
                 test=GlobalTest(dataset, info),
                 history=history,
                 first=first,
+                patience=config.patience,
             )
             folder.write_model(arrays, info)
             history.end()
@@ -97,7 +99,8 @@ def main(grid: Grid, context: Context) -> None:
                 "final_test_accuracy": final.accuracy if final else None,
                 "final_test_loss": final.loss if final else None,
                 "per_class_accuracy": final.per_class_accuracy if final else None,
-                "rounds": config.num_server_rounds,
+                "rounds": history.rows[-1]["round"],
+                "best_round": (best.best_row(history.rows) or {}).get("round"),
                 "total_seconds": round(time.monotonic() - start, 3),
                 "model_sha256": artifacts.model_sha256(arrays),
             }
@@ -247,9 +250,7 @@ class History:
             callback.on_start(counts, class_names, client_names)
 
     def add(self, result: RoundResult | None, test: Judged | None) -> None:
-        """Add a round's row; complete the row before with what clients said of it."""
-        if result is not None:
-            self.validated(result.validation)
+        """Add a round's row; the one before is complete by then."""
         self.rows.append(
             {
                 "round": result.round if result else 0,
@@ -292,6 +293,7 @@ def run_rounds(
     test: GlobalTest,
     history: History,
     first: int = 0,
+    patience: int = 0,
 ) -> tuple[Arrays, "Evaluation | None"]:
     """Train to round `last`; return the last global model and its test result.
 
@@ -303,16 +305,25 @@ def run_rounds(
         test: the test split.
         history: takes in each round.
         first: the round to begin with; 0 is the evaluation of the initial model.
+        patience: rounds without a better validation accuracy after which training
+            ends early; 0 for never.
     """
     result = test(arrays)
     if first == 0:
         history.add(None, result)
-    for round in strategy.rounds(federation, arrays, last, first=max(1, first)):
+    begin = max(1, first)
+    if first > 0 and best.out_of_patience(history.rows, patience):
+        begin = last + 1  # the run had ended when it was stopped
+    for round in strategy.rounds(federation, arrays, last, first=begin):
         arrays = round.arrays
-        due = strategy.evaluates(round.round) or round.round == last
+        history.validated(round.validation)
+        ends = round.round == last or best.out_of_patience(history.rows, patience)
+        due = strategy.evaluates(round.round) or ends
         result = test(arrays) if due else None
         history.add(round, result)
-    history.validated(strategy.validate(federation, arrays, last))
+        if ends:
+            break
+    history.validated(strategy.validate(federation, arrays, len(history.rows) - 1))
     return arrays, result
 
 

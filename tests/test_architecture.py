@@ -39,7 +39,7 @@ APP_LAYERS = [
     {"tables"},
     {"comparing"},
     {"data.datasets", "callbacks"},
-    {"report"},
+    {"report", "best"},
     {"data.private"},
     {"checkpoints"},
     {"resuming"},

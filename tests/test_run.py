@@ -65,6 +65,7 @@ def test_a_run_leaves_all_it_should(tmp_path: Path) -> None:
         "metrics.jsonl",
         "clients.jsonl",
         "model.safetensors",
+        "best.safetensors",
         "curves.png",
         "partition.png",
         "report.html",
