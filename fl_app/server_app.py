@@ -317,8 +317,8 @@ def run_rounds(
     for round in strategy.rounds(federation, arrays, last, first=begin):
         arrays = round.arrays
         history.validated(round.validation)
-        ends = round.round == last or best.out_of_patience(history.rows, patience)
-        due = strategy.evaluates(round.round) or ends
+        ends = best.out_of_patience(history.rows, patience)
+        due = strategy.evaluates(round.round) or ends or round.round == last
         result = test(arrays) if due else None
         history.add(round, result)
         if ends:
