@@ -19,6 +19,24 @@ PROJECT = Path(__file__).parent.parent
 SHARED_DATA = PROJECT.parent / "shared" / "data"
 """Real MNIST and CIFAR-10 as Parquet, where a developer keeps them."""
 
+LONG = ("faults", "machines", "kills")
+"""Markers of tests that run only where `-m` names them."""
+
+
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> None:
+    """Leave out what takes minutes, unless it was asked for."""
+    asked = config.option.markexpr
+
+    def is_left_out(item: pytest.Item) -> bool:
+        return any(item.get_closest_marker(m) and m not in asked for m in LONG)
+
+    left_out = [item for item in items if is_left_out(item)]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in set(left_out)]
+
+
 Configure = Callable[..., RunConfig]
 
 

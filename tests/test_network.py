@@ -92,6 +92,7 @@ def test_three_supernodes_make_the_simulations_model(tmp_path: Path) -> None:
     wait_until_gone(tmp_path)
 
 
+@pytest.mark.faults
 def test_killed_and_then_stopped_it_leaves_no_process_and_ends_with_the_same_model(
     tmp_path: Path,
 ) -> None:
