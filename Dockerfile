@@ -25,9 +25,9 @@ RUN .venv/bin/pip install --extra-index-url "$TORCH_INDEX" -c constraints.txt -e
 
 COPY fl_app fl_app
 COPY strategies strategies
-RUN mkdir -p results certificates \
+RUN mkdir -p results certificates /keys/server /keys/north /keys/south \
     && .venv/bin/fl-app setup \
-    && chown -R fl-app /var/lib/fl-app results certificates
+    && chown -R fl-app /var/lib/fl-app /keys results certificates
 
 USER fl-app
 VOLUME ["/opt/fl-app/results"]

@@ -19,7 +19,7 @@ from typing import Any
 
 from rich.console import Console
 
-from fl_app import artifacts, environment, report
+from fl_app import artifacts, environment, report, resuming
 from fl_app.artifacts import RunFolder
 from fl_app.callbacks import Callback, MetricsFiles, Pictures, Rows
 from fl_app.client_work import ClientWork
@@ -33,6 +33,7 @@ from strategies import aggregation
 from strategies.federation import sample_cohort
 from strategies.interfaces import RoundResult
 from strategies.replies import Tally, Validation
+from strategies.stragglers import Stragglers
 from strategies.wire import Arrays
 
 CENTRAL, LOCAL_ONLY = "central", "local-only"
@@ -59,6 +60,12 @@ class Steps:
         """
         self._config = config
         self._epochs = epochs
+        self._stragglers = Stragglers(
+            config.straggler_fraction,
+            config.stragglers,
+            config.local_epochs,
+            config.seed,
+        )
         self._whole = [ceil(size / config.batch_size) for size in sizes]  # of an epoch
         self._pooled = ceil(sum(sizes) / config.batch_size)
 
@@ -70,13 +77,17 @@ class Steps:
                 client: self._spread(steps * self._epochs, round)
                 for client, steps in enumerate(self._whole)
             }
-        cohort = sample_cohort(
+        drawn = sample_cohort(
             range(len(self._whole)),
             config.fraction_train,
             seed=config.seed,
             round=round,
         )
-        return {client: config.local_epochs * self._whole[client] for client in cohort}
+        slow = self._stragglers.schedule(drawn, round)
+        return {
+            client: slow.get(client, config.local_epochs) * self._whole[client]
+            for client in self._stragglers.taking_part(drawn, round)
+        }
 
     def pooled(self, round: int) -> int:
         """Return the steps of one model that has all data."""
@@ -119,7 +130,7 @@ def run(
     from fl_app import models, task
 
     start = time.monotonic()
-    torch.set_num_threads(environment.num_cores())
+    torch.set_num_threads(config.num_threads)
     dataset = datasets.load(config)
     partition = dataset.partition(config, environment.default_nodes())
     steps = Steps(config, _sizes(partition), epochs)
@@ -128,13 +139,14 @@ def run(
     arrays, info = initial_model(config, dataset)
     model = models.build(config.model, info.input_shape, len(info.class_names), seed=0)
     normalise = task.Normalisation(dataset.mean, dataset.std, dataset.full_scale)
-    space = Workspace(config, dataset, owned, task.place(model), normalise)
+    plain = config.model_copy(update={"strategy": "fedavg", "strategy_options": {}})
+    space = Workspace(plain, dataset, owned, task.place(model), normalise)
     names = [] if central else dataset.client_names(config)
     folder = RunFolder.create(config)
     shown = nullcontext(view) if view else RunView(console, config.num_server_rounds)
     with shown as bar:
         history = History([MetricsFiles(folder), Pictures(folder, config), _Shown(bar)])
-        with recorded(folder, history):
+        with resuming.held(folder), recorded(folder, history):
             history.start(owned.label_counts(), info.class_names, names)
             alone = Alone(space, arrays, GlobalTest(dataset, info))
             history.add(None, alone.judge())
@@ -180,7 +192,10 @@ class Alone:
                 continue
             work = ClientWork(self._space, self.models[client], round, {}, inf)
             update, row = work.train(client, steps=number)
-            self.models[client] = aggregation.apply_mean(self.models[client], update)
+            moved = aggregation.apply_mean(work.base, update)
+            if work.pooled:
+                moved = aggregation.from_moments(moved)
+            self.models[client] = moved
             self._results[client] = result = self._test(self.models[client])
             self._steps += number
             judged = {"test-accuracy": result.accuracy} if result else {}
@@ -243,6 +258,11 @@ def named(config: RunConfig) -> RunConfig:
         )
     if config.resume:
         raise ConfigError("a baseline cannot be resumed: start it anew")
+    if config.patience:
+        raise ConfigError(
+            "patience is not allowed here: a baseline takes as many steps as the "
+            "federation would without it"
+        )
     name = config.run_name or artifacts.unused_name(config)
     return config.model_copy(update={"run_name": name})
 

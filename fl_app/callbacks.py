@@ -91,6 +91,7 @@ def client_rows(result: RoundResult, names: Sequence[str] = ()) -> list[dict[str
                 for key, value in row.items()
                 if key not in (wire.CLIENT_IDS, wire.NUM_EXAMPLES, wire.LOSS)
             },
+            **who(int(row[wire.CLIENT_IDS])),  # whatever a node calls its metrics
             "failure": None,
         }
         for row in result.trained

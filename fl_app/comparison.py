@@ -101,13 +101,15 @@ class Run:
             - own
             - _TRAINING
         )
-        options = {**self.options, **self.options["strategy-options"]}
-        del options["strategy-options"]
-        return {
+        decided = {
             key: value
-            for key, value in options.items()
-            if key not in _CIRCUMSTANCES | others and "." not in key
+            for key, value in self.options.items()
+            if key not in _CIRCUMSTANCES | others | {"strategy-options"}
+            and "." not in key
         }
+        name = self.options["strategy"]
+        named = self.options["strategy-options"].items()
+        return decided | {f"{name}.{key}": value for key, value in named}
 
     def column(self, key: str) -> dict[int, float]:
         """Return a metric by round, where it was measured."""

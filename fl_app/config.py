@@ -191,7 +191,16 @@ class RunConfig(BaseModel):
             for key, value in options.items()
             if key.startswith(prefix)
         }
-        return cls.checked(values)
+        config = cls.checked(values)
+        if config.patience and 0 in (
+            config.validation_fraction,
+            config.fraction_evaluate,
+        ):
+            raise ConfigError(
+                f"patience = {config.patience} needs validation: validation-fraction "
+                "and fraction-evaluate must be above 0"
+            )
+        return config
 
     @classmethod
     def checked(cls, options: Mapping[str, Any]) -> "RunConfig":

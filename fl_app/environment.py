@@ -98,10 +98,12 @@ def setup(
             changed.append(f"connection {CONNECTION!r} in {flower_config()}")
 
         def add_server(superlinks: "Table") -> None:
-            superlinks[DEPLOYMENT] = {
-                "address": server,
-                "root-certificates": str(root_certificates.expanduser().resolve()),
-            }
+            import tomlkit
+
+            connection = superlinks.setdefault(DEPLOYMENT, tomlkit.table())
+            certificate = str(root_certificates.expanduser().resolve())
+            connection["address"] = server
+            connection["root-certificates"] = certificate
 
         if server and _edit(flower_config(), add_server):
             changed.append(f"connection {DEPLOYMENT!r} in {flower_config()}")

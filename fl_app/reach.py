@@ -77,7 +77,7 @@ def _connect(host: str, port: int) -> Finding:
     try:
         with socket.create_connection((host, port), timeout=_SECONDS):
             return Finding(True, f"{where} takes connections")
-    except socket.gaierror:
+    except (socket.gaierror, UnicodeError):
         return Finding(False, f"{host} is no name that this machine knows")
     except ConnectionRefusedError:
         return Finding(
@@ -147,8 +147,8 @@ def _answers(host: str, port: int, context: ssl.SSLContext) -> Iterator[Finding]
         )
         return
     yield Finding(True, "it answers: GET /health gives 200")
-    if date:
-        ahead = time.time() - parsedate_to_datetime(date).timestamp()
+    ahead = _ahead(date)
+    if ahead is not None:
         if abs(ahead) > _CLOCK_SECONDS:
             yield Finding(
                 False,
@@ -162,7 +162,9 @@ def _answers(host: str, port: int, context: ssl.SSLContext) -> Iterator[Finding]
         status, _ = _request(host, port, context, "POST", _CONTROL)
     except (OSError, http.client.HTTPException):
         status = 0
-    if status in (0, 403, 404):
+    if status == 0:
+        yield Finding(None, "whether its Control API is open could not be told")
+    elif status in (403, 404):
         yield Finding(True, "its Control API is closed to this machine")
     else:
         yield Finding(
@@ -170,6 +172,14 @@ def _answers(host: str, port: int, context: ssl.SSLContext) -> Iterator[Finding]
             "its Control API is open to this machine: whoever reaches that port can "
             "submit code (docs/deployment.md closes it)",
         )
+
+
+def _ahead(date: str) -> float | None:
+    """Return by how many seconds this clock is ahead of a Date header, if it is one."""
+    try:
+        return time.time() - parsedate_to_datetime(date).timestamp()
+    except (ValueError, TypeError):
+        return None
 
 
 def _request(

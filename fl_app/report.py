@@ -1,7 +1,9 @@
 """A run's report: one page that stands by itself, pictures and all."""
 
 import base64
+import json
 import logging
+import shlex
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 from fl_app import environment
 from fl_app.artifacts import CURVES, PARTITION, RunFolder
 from fl_app.config import RunConfig
+from fl_app.data import private
 from fl_app.data.datasets import recipe_for
 from fl_app.report_page import PAGE
 
@@ -86,14 +89,18 @@ def command(options: Mapping[str, Any]) -> str:
     verb = {"federated": "run", "central": "baseline"}
     kind = verb.get(str(options["regime"]), "baseline --local-only")
     said = {k: v for k, v in chosen(options).items() if k != "regime"}
+    if said.get("dataset") == private.NAME:
+        kind = "network --data DIR"
+        del said["dataset"]
     text = " ".join(f"{key}={_toml(value)}" for key, value in said.items())
-    return f"fl-app {kind} -c '{text}'" if text else f"fl-app {kind}"
+    quoted = shlex.quote(text) if "'" in text else f"'{text}'"
+    return f"fl-app {kind} -c {quoted}" if text else f"fl-app {kind}"
 
 
 def _toml(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    return f'"{value}"' if isinstance(value, str) else repr(value)
+    return json.dumps(value) if isinstance(value, str) else repr(value)
 
 
 def _figures(

@@ -87,7 +87,7 @@ def run(
         view: where rounds are shown, if that is shared with other runs.
     """
     options = {**given, "run-name": config.run_name}
-    options |= _absolute_paths(config)
+    options |= absolute_paths(config)
     folder = folder_of(config)
     again = _resuming(command, config)
     shown = (
@@ -160,7 +160,7 @@ def _stop(
     return _failure(folder, reason, again)
 
 
-def _absolute_paths(config: RunConfig) -> dict[str, str]:
+def absolute_paths(config: RunConfig) -> dict[str, str]:
     """Return the options that are paths, as the run's processes can use them."""
     given = {
         "results-dir": config.results_dir,

@@ -4,6 +4,7 @@ A sweep is its runs' folders and nothing else. Started again it leaves finished 
 alone, continues those that were stopped, and runs what is missing.
 """
 
+import hashlib
 import itertools
 import re
 import tomllib
@@ -30,6 +31,7 @@ from fl_app.following import RunView
 
 _PAIR = re.compile(r"(\S+?)=(\[[^\]]*\]|'[^']*'|\"[^\"]*\"|\S+)")
 _MOST = 1000
+_LONGEST = 100  # letters of a run's name
 _NEVER_A_LIST = ("run-name", "results-dir", "resume")
 
 
@@ -116,6 +118,9 @@ def grid(arguments: Sequence[str] | None, name: str) -> list[Cell]:
         chosen = dict(zip(lists, values, strict=True))
         given = {**single, **chosen, "run-name": _name(prefix, chosen)}
         cells.append(Cell(RunConfig.from_options(declared | given, recipe_for), given))
+    names = [cell.config.run_name for cell in cells]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ConfigError(f"two runs of the grid would be called {twice!r}: rename one")
     return cells
 
 
@@ -126,7 +131,11 @@ def _name(prefix: str, chosen: Mapping[str, Any]) -> str:
         text = Path(value).name if isinstance(value, str) else str(value).lower()
         bare = key in ("strategy", "regime", "dataset", "model", "partitioner")
         parts.append(text if bare else f"{key}-{text}")
-    return re.sub(r"[^A-Za-z0-9._-]", "-", "-".join(parts))[:100]
+    whole = re.sub(r"[^A-Za-z0-9._-]", "-", "-".join(parts))
+    if len(whole) <= _LONGEST:
+        return whole
+    digest = hashlib.sha256(whole.encode()).hexdigest()[:8]
+    return f"{whole[: _LONGEST - 9]}-{digest}"
 
 
 def run(
@@ -166,8 +175,13 @@ def _check(cell: Cell) -> None:
     if there is None:
         return
     wanted = cell.config.options()
-    ours = {k: v for k, v in wanted.items() if k not in checkpoints.CHANGEABLE}
-    odd = [key for key, value in ours.items() if there["options"].get(key) != value]
+    elsewhere = wanted | running.absolute_paths(cell.config)  # as a node is told
+    odd = [
+        key
+        for key, value in wanted.items()
+        if key not in checkpoints.CHANGEABLE
+        and there["options"].get(key) not in (value, elsewhere[key])
+    ]
     if odd or there["options"]["num-server-rounds"] != wanted["num-server-rounds"]:
         raise ConfigError(
             f"{cell.folder.path} holds a run with other options "
@@ -198,8 +212,13 @@ def _run(console: Console, view: RunView, cell: Cell, nodes: int) -> str | None:
 
 
 def _discard(folder: RunFolder) -> None:
-    """Remove a run that left nothing to go on from."""
+    """Remove a run that left nothing to go on from.
+
+    Raises:
+        ConfigError: another process is at work on it.
+    """
     import shutil
 
     if folder.config() is not None:
-        shutil.rmtree(folder.path)
+        with resuming.held(folder):
+            shutil.rmtree(folder.path)

@@ -59,6 +59,7 @@ class FedAvg:
         stragglers: str = KEEP,
         local_epochs: int = 1,
         batch_size: int = 1,
+        validation_fraction: float | None = None,
     ) -> None:
         """Keep the options; see `[tool.flwr.app.config]` for their meaning."""
         self.seed = seed
@@ -76,6 +77,7 @@ class FedAvg:
             straggler_fraction, stragglers, local_epochs, seed
         )
         self._batch_size = batch_size
+        self._validation_fraction = validation_fraction
         self._failed_rounds = 0  # in a row, until now
 
     # --- the two halves of the algorithm
@@ -172,12 +174,19 @@ class FedAvg:
         """Let clients validate the global model of `round`, without training it."""
         cohort = self._cohort(federation, self.fraction_evaluate, round + 1)
         contents = self._contents(federation, arrays, round + 1, [], cohort)
-        tally = Tally(federation.num_examples)
+        tally = Tally(
+            federation.num_examples, validation_fraction=self._validation_fraction
+        )
         for reply in federation.exchange(
             contents, wire.EVALUATE, timeout=self.round_timeout
         ):
             tally.add(reply, contents[reply.node_id])
         return tally.validation()
+
+    @property
+    def gave_up(self) -> bool:
+        """Whether too many rounds in a row missed the quorum."""
+        return self._failed_rounds >= self.max_failed_rounds
 
     def evaluates(self, round: int) -> bool:
         """Whether the model of this round is evaluated (the loop adds the last one)."""
@@ -253,7 +262,13 @@ class FedAvg:
         base = aggregation.to_moments(arrays) if self.pooled else arrays
         total = self.collect(base, len(cohort))
         steps = self._num_steps(federation, drawn, round) if self.COUNTS_STEPS else None
-        tally = Tally(federation.num_examples, total, self._limit, steps)
+        tally = Tally(
+            federation.num_examples,
+            total,
+            self._limit,
+            steps,
+            self._validation_fraction,
+        )
         for reply in federation.exchange(
             contents, wire.TRAIN, timeout=self.round_timeout
         ):

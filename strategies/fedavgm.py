@@ -6,7 +6,9 @@ Federated Visual Classification", 2019, arXiv:1909.06335, section 4.3. With
 
 .. math:: v_t = \beta v_{t-1} + \Delta_t, \qquad w_{t+1} = w_t + \eta v_t
 
-Deviations: none; with beta = 0 and eta = 1 it is FedAvg, bit for bit.
+Deviations: the server's learning rate eta, 1 in the paper; the momentum is plain, not
+Nesterov's, which the paper's experiments use. With beta = 0 and eta = 1 it is FedAvg,
+bit for bit.
 """
 
 from typing import Any

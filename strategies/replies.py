@@ -8,7 +8,7 @@ the reason, and the round goes on.
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import isfinite
+from math import inf, isfinite
 from statistics import median
 from typing import Any, Protocol
 
@@ -116,6 +116,7 @@ class Tally:
         total: Collected | None = None,
         limit: NormLimit | None = None,
         num_steps: Mapping[int, int] | None = None,
+        validation_fraction: float | None = None,
     ) -> None:
         """Start empty.
 
@@ -124,16 +125,30 @@ class Tally:
             total: what takes in the updates; None if nobody trains.
             limit: how large an update may be; None for any size.
             num_steps: local steps of each client, where the algorithm relies on them.
+            validation_fraction: share of its examples that each client keeps for
+                validation; None where that is not known.
         """
         self._num_examples = num_examples
         self.total = total or ExactSum({}, 1)
         self._limit = limit
         self._num_steps = num_steps
+        self._validation_fraction = validation_fraction
         self._norms: dict[int, float] = {}
         self.trained: list[Row] = []
         self.validated: list[Row] = []
         self.failures: list[ClientFailure] = []
         self.upload_bytes = 0
+
+    def _most_validated(self, client: int) -> float:
+        """Return how many validation examples a client of its size can have.
+
+        Of n examples floor(f n + 0.5) are for validation, so the m for training leave
+        at most f / (1 - f) (m + 1/2) + 1/2 of them.
+        """
+        share = self._validation_fraction
+        if share is None:
+            return inf
+        return (share * self._num_examples(client) + 0.5) / (1 - share) + 1
 
     @property
     def norms(self) -> list[float]:
@@ -150,7 +165,7 @@ class Tally:
         try:
             size = wire.num_bytes(reply.content)
             ids = wire.integers(task, wire.EVALUATE_IDS)
-            validated = _validated(reply.content, ids)
+            validated = _validated(reply.content, ids, self._most_validated)
             not_validated = _failures(reply, wire.NOT_VALIDATED)
             failed = _failures(reply, wire.FAILED)
             trained = _rows(reply.content, wire.TRAINED, {wire.LOSS})
@@ -183,6 +198,8 @@ class Tally:
                 f"it accounts for clients {accounted}, asked were {asked}"
             )
         for client, row in zip(reported, trained, strict=True):
+            if row.get(wire.UPDATE_NORM, 0.0) < 0:
+                raise UpdateError(f"client {client} reports a negative norm")
             if row[wire.NUM_EXAMPLES] != self._num_examples(client):
                 raise UpdateError(
                     f"client {client} reports num-examples = {row[wire.NUM_EXAMPLES]}, "
@@ -266,15 +283,27 @@ def _rows(content: RecordDict, name: str, needed: set[str]) -> list[Row]:
     ]
 
 
-def _validated(content: RecordDict, asked: list[int]) -> list[Row]:
-    """Return the verdicts, of clients that were asked, each within its bounds."""
+def _validated(
+    content: RecordDict, asked: list[int], most: Callable[[int], float]
+) -> list[Row]:
+    """Return the verdicts, of clients that were asked, each within its bounds.
+
+    Args:
+        content: what a node answered.
+        asked: the clients that were to validate.
+        most: how many validation examples a client can have.
+    """
     rows = _rows(content, wire.VALIDATED, {wire.LOSS, wire.NUM_CORRECT})
+    if not all(float(r[wire.NUM_EXAMPLES]).is_integer() for r in rows):
+        raise ValueError("a number of examples is no integer")
     clients = [row[wire.CLIENT_IDS] for row in rows]
     if len(set(clients)) < len(clients) or not set(clients) <= set(asked):
         raise ValueError(f"{clients} validated, asked were {asked}")
     for row in rows:
         if not 0 <= row[wire.NUM_CORRECT] <= row[wire.NUM_EXAMPLES] < 2**40:
             raise ValueError("more were classified right than there are")
+        if not 1 <= row[wire.NUM_EXAMPLES] <= most(int(row[wire.CLIENT_IDS])):
+            raise ValueError("it validated on no example, or on more than it can have")
     return rows
 
 

@@ -44,13 +44,9 @@ def test_it_takes_the_federations_steps(tmp_path: Path, regime: str) -> None:
     assert summary is not None
     total = sum(c["steps"] for c in federated.clients())
     assert summary["gradient_steps"] == total
-    assert {p.name for p in federated.path.iterdir()} - {
-        p.name for p in ours.path.iterdir()
-    } == (
-        {"checkpoint"}
-        if regime == baseline.CENTRAL
-        else {"checkpoint", "model.safetensors"}
-    )
+    left = [{p.name for p in folder.path.iterdir()} for folder in (federated, ours)]
+    single = {"model.safetensors"} if regime == baseline.LOCAL_ONLY else set()
+    assert left[0] - left[1] == {"best.safetensors"} | single
 
 
 def test_the_first_round_alone_is_the_federations(tmp_path: Path) -> None:
@@ -123,6 +119,7 @@ def test_what_has_no_baseline_is_refused(tmp_path: Path) -> None:
     for changes, said in (
         ({"dataset": "private"}, "nobody has all of the data"),
         ({"resume": "x"}, "cannot be resumed"),
+        ({"patience": 3}, "patience is not allowed here"),
     ):
         config = make_config(**OPTIONS | {"results_dir": str(tmp_path)} | changes)
         with pytest.raises(ConfigError, match=said):
@@ -132,6 +129,40 @@ def test_what_has_no_baseline_is_refused(tmp_path: Path) -> None:
     assert baseline.named(make_config(regime="central")).run_name.startswith(
         "digits-central-"
     )
+
+
+@pytest.mark.parametrize("strategy", ["fedprox", "fednova", "fedadam", "fedmedian"])
+def test_no_strategy_has_a_part_in_it(tmp_path: Path, strategy: str) -> None:
+    plain = alone(tmp_path, baseline.CENTRAL).summary()
+    other = alone(tmp_path, baseline.CENTRAL, run_name="other", strategy=strategy)
+    assert other.summary()["model_sha256"] == plain["model_sha256"]
+
+
+def test_pooled_variances_are_the_models_own(tmp_path: Path) -> None:
+    options = {"model": "improved-cnn", "num_clients": 1, "num_server_rounds": 2}
+    models = []
+    for policy in ("average", "pooled"):
+        folder = alone(
+            tmp_path,
+            baseline.CENTRAL,
+            run_name=policy,
+            normalisation_policy=policy,
+            **options,
+        )
+        models.append(read_model(folder.path / "model.safetensors")[0])
+    for name, array in models[0].items():
+        np.testing.assert_allclose(models[1][name], array, rtol=1e-3, atol=1e-5)
+
+
+def test_stragglers_are_the_federations(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"straggler_fraction": 0.5, "local_epochs": 3}
+    for policy in ("keep", "drop"):
+        given = options | {"stragglers": policy}
+        federated = run(tmp_path, run_name=f"federated-{policy}", **given)
+        ours = alone(tmp_path, baseline.LOCAL_ONLY, run_name=policy, **given)
+        for key in ("round", "client", "steps"):
+            theirs = [row[key] for row in federated.clients()]
+            assert [row[key] for row in ours.clients()] == theirs
 
 
 def test_a_failure_leaves_its_reason(tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ import pytest
 
 from fl_app import best, checkpoints
 from fl_app.artifacts import RunFolder, model_sha256, read_model
+from fl_app.config import ConfigError
+from tests.conftest import make_config
 from tests.test_resuming import Killed, figures, kill_in
 from tests.test_resuming import resume as resume_run
 from tests.test_resuming import start as start_run
@@ -53,6 +55,12 @@ def test_patience(
     accuracies: tuple[float | None, ...], patience: int, ends: bool
 ) -> None:
     assert best.out_of_patience(rows(*accuracies), patience) == ends
+
+
+@pytest.mark.parametrize("option", ["validation_fraction", "fraction_evaluate"])
+def test_patience_needs_validation(option: str) -> None:
+    with pytest.raises(ConfigError, match="patience = 2 needs validation"):
+        make_config(patience=2, **{option: 0.0})
 
 
 def test_a_run_that_does_not_improve_ends_early(tmp_path: Path) -> None:

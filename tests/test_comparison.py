@@ -91,6 +91,22 @@ def test_an_option_of_another_strategy_makes_no_difference(tmp_path: Path) -> No
     assert [method.seeds for method in found] == [[0, 1]]
 
 
+def test_the_clients_momentum_is_not_the_servers(tmp_path: Path) -> None:
+    options = {"strategy": "fedavgm", "fedavgm.momentum": 0.5}
+    found = methods(
+        write(tmp_path, [0.1, 0.2], momentum=0.0, **options),
+        write(tmp_path, [0.1, 0.3], momentum=0.9, **options),
+        write(tmp_path, [0.1, 0.4], momentum=0.9, regime="central"),
+    )
+    assert [method.label.split()[0] for method in found] == [
+        "fedavgm",
+        "fedavgm",
+        "central",
+    ]
+    assert "momentum=0" in found[0].label
+    assert "momentum=0.9" in found[1].label
+
+
 def test_a_run_of_an_older_version_has_the_options_of_today(tmp_path: Path) -> None:
     older = write(tmp_path, [0.1, 0.2], seed=1)
     described = json.loads((older / "config.json").read_text())

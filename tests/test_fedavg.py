@@ -196,6 +196,10 @@ def with_verdict(**changes: Any) -> Callable[[RecordDict], None]:
     return change
 
 
+def both(number: float) -> dict[str, list[float]]:
+    return {wire.NUM_EXAMPLES: [number], wire.NUM_CORRECT: [number]}
+
+
 def with_bytes(data: bytes) -> Callable[[RecordDict], None]:
     """An update whose array `w` is these bytes."""
 
@@ -247,6 +251,16 @@ N = np.array(0, np.int64)
         (altered(with_bytes(header((2,))[:40])), "not in NumPy's format"),
         (altered(with_verdict(**{wire.NUM_CORRECT: [10**9]})), "than there are"),
         (altered(with_verdict(**{wire.NUM_CORRECT: [-1]})), "than there are"),
+        (
+            altered(
+                with_verdict(**{wire.NUM_EXAMPLES: [0.5], wire.NUM_CORRECT: [0.5]})
+            ),
+            "no integer",
+        ),
+        (
+            altered(with_verdict(**{wire.NUM_EXAMPLES: [0], wire.NUM_CORRECT: [0]})),
+            "on no example",
+        ),
         (altered(with_verdict(**{wire.CLIENT_IDS: [77]})), "asked were"),
         (altered(with_verdict(**{wire.LOSS: [float("inf")]})), "not finite"),
         (altered(without(wire.MODEL, put=wire.TRAINED)), "is no MetricRecord"),

@@ -1,6 +1,6 @@
 """Runs over real nodes, killed at random, end as if nothing had happened.
 
-`make faults` runs them; they take about half an hour.
+`make faults` runs them too; they take about half an hour.
 """
 
 import os

@@ -103,7 +103,7 @@ def test_what_is_wrong_is_told(keys: Callable[[str, list[str]], Path]) -> None:
         (ours, ours, {"host": "127.0.0.2"}, "not for '127.0.0.2'"),
         (None, ours, {}, "does not speak TLS"),
         (ours, ours, {"health": 502}, "gives status 502"),
-        (ours, ours, {"late": 400}, "400 seconds ahead of the server's"),
+        (ours, ours, {"late": 400}, "seconds ahead of the server's"),
         (ours, ours, {"late": -400}, "behind the server's"),
     ):
         with served(server_keys, **options) as server:

@@ -4,6 +4,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import tomllib
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,16 @@ def test_the_default_needs_no_option() -> None:
     alone = make_config(regime="local-only", seed=4).options()
     assert report.command(alone) == "fl-app baseline --local-only -c 'seed=4'"
     assert "trimmed-mean.beta" in default_options()
+
+
+def test_what_is_odd_in_an_option_stays_in_it() -> None:
+    odd = '/data/o\'brien \\ "x" $(y)'
+    line = report.command(make_config(test_path=odd).options())
+    fl_app, verb, flag, text = shlex.split(line)
+    assert (fl_app, verb, flag) == ("fl-app", "run", "-c")
+    assert tomllib.loads(text) == {"test-path": odd}
+    private = report.command(make_config(dataset="private").options())
+    assert private.startswith("fl-app network --data DIR")
 
 
 def test_one_that_fails_does_not_end_the_run(

@@ -52,11 +52,21 @@ def test_every_combination_the_last_list_fastest() -> None:
         ("run-name=['a','b']", "none for run-name"),
         ('seed=[0,1] resume="x"', "leave resume out"),
         (f"seed={[*range(1001)]}", "1001 runs, at most 1000"),
+        ('test-path=["/a/x","/b/x"]', "two runs of the grid would be called"),
     ],
 )
 def test_what_is_no_grid_is_refused(argument: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         cells(argument)
+
+
+def test_a_long_name_keeps_what_tells_runs_apart() -> None:
+    many = "local-epochs=[1,2] batch-size=[16,32] learning-rate=[0.1,0.01] "
+    lists = many + "momentum=[0.0,0.9] weight-decay=[0.0,0.01] seed=[0,1,2]"
+    found = sweep.grid([lists], "grid")
+    names = [cell.config.run_name for cell in found]
+    assert len(set(names)) == len(names) == 96
+    assert max(map(len, names)) <= 100
 
 
 @pytest.fixture

@@ -192,6 +192,8 @@ def _told(text: str) -> tuple[str, Survey]:
     client, names = described["client"], described["class-names"]
     if not isinstance(client, str) or not isinstance(names, list) or not names:
         raise ValueError("it names no client, or no classes")
+    if not 1 <= len(client) <= 100 or not client.isprintable():
+        raise ValueError("its client-id is no name: up to 100 printable characters")
     if not all(isinstance(name, str) for name in names) or len(names) > 100_000:
         raise ValueError("its class names are no list of names")
     sizes = {
