@@ -13,10 +13,13 @@ from tests.conftest import make_config
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_request_to_end_is_taken_as_ctrl_c(number: int) -> None:
-    before = signal.getsignal(number)
-    with pytest.raises(KeyboardInterrupt), running.stopped_by_signals():
-        os.kill(os.getpid(), number)
-    assert signal.getsignal(number) is before
+    outer = signal.signal(number, signal.SIG_DFL)  # also where the tests run by nohup
+    try:
+        with pytest.raises(KeyboardInterrupt), running.stopped_by_signals():
+            os.kill(os.getpid(), number)
+        assert signal.getsignal(number) is signal.SIG_DFL
+    finally:
+        signal.signal(number, outer)
 
 
 def test_nohup_is_respected() -> None:
