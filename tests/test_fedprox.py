@@ -158,8 +158,11 @@ def test_a_negative_mu_is_refused() -> None:
 
 
 def test_the_registry() -> None:
-    assert available() == ["fedavg", "fedmedian", "fedprox", "trimmed-mean"]
-    with pytest.raises(ValueError, match="there are: fedavg, fedmedian"):
+    assert available() == [
+        *("fedadam", "fedavg", "fedavgm", "fedmedian", "fednova", "fedprox"),
+        *("fedyogi", "trimmed-mean"),
+    ]
+    with pytest.raises(ValueError, match="there are: fedadam, fedavg, fedavgm"):
         load("fedmagic")
 
 
