@@ -14,7 +14,7 @@ from fl_app.submission import Connection
 from tests.conftest import PROJECT
 
 pytestmark = [
-    pytest.mark.network,
+    pytest.mark.machines,
     pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not installed"),
 ]
 
