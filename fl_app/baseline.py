@@ -27,7 +27,8 @@ from fl_app.config import ConfigError, RunConfig
 from fl_app.data import datasets, private
 from fl_app.data.partition import Partition
 from fl_app.following import RunView
-from fl_app.server_app import GlobalTest, History, initial_model, recorded
+from fl_app.rounds import GlobalTest, History, recorded
+from fl_app.server_app import initial_model
 from fl_app.workspace import Workspace
 from strategies import aggregation
 from strategies.federation import sample_cohort

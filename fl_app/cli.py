@@ -78,9 +78,7 @@ def run(
     with console.status("reading the data", spinner="dots"):
         config = running.prepare(config, num_nodes)
     failure = simulation.run(console, project, config, given, num_nodes)
-    if failure is not None:
-        console.print(failure, soft_wrap=True, markup=False, highlight=False)
-        raise typer.Exit(1)
+    _end_with(failure)
     folder = running.folder_of(config)
     following.print_result(console, folder)
 
@@ -117,9 +115,7 @@ def network(
     with console.status("reading the data", spinner="dots"):
         config = running.prepare(config, len(configs), own_data=bool(data))
     failure = networks.run(console, project, config, given, configs, command)
-    if failure is not None:
-        console.print(failure, soft_wrap=True, markup=False, highlight=False)
-        raise typer.Exit(1)
+    _end_with(failure)
     following.print_result(console, running.folder_of(config))
 
 
@@ -177,10 +173,7 @@ def sweep(
     failures = sweeping.run(
         console, cells, num_nodes, output or f"results/{name}", tail
     )
-    for failure in failures:
-        console.print(failure, soft_wrap=True, markup=False, highlight=False)
-    if failures:
-        raise typer.Exit(1)
+    _end_with(*failures)
 
 
 @cli.command()
@@ -264,6 +257,15 @@ def doctor(
         console.print(finding.what, soft_wrap=True, markup=False, highlight=False)
         wrong = wrong or finding.ok is False
     if wrong:
+        raise typer.Exit(1)
+
+
+def _end_with(*failures: str | None) -> None:
+    """Print what failed and end the command; go on if nothing did."""
+    said = [failure for failure in failures if failure is not None]
+    for failure in said:
+        console.print(failure, soft_wrap=True, markup=False, highlight=False)
+    if said:
         raise typer.Exit(1)
 
 

@@ -1,31 +1,29 @@
 """The server's side of a run: options -> data -> model -> strategy -> artifacts."""
 
-import contextlib
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 import strategies
 from fl_app import artifacts, best, environment, processes, report, resuming
-from fl_app.artifacts import ModelInfo, RunFolder
-from fl_app.callbacks import Callback, MetricsFiles, Pictures, ProgressLog
+from fl_app.artifacts import ModelInfo
+from fl_app.callbacks import MetricsFiles, Pictures, ProgressLog
 from fl_app.checkpoints import Checkpoints
 from fl_app.config import ConfigError, RunConfig, project_path
+from fl_app.rounds import GlobalTest, History, recorded, run_rounds
 from strategies.fedavg import FedAvg
 from strategies.federation import Federation
-from strategies.interfaces import RoundResult, ServerState
+from strategies.interfaces import ServerState
 from strategies.randomness import keyed_seed
-from strategies.replies import Validation
 from strategies.wire import Arrays
 
 if TYPE_CHECKING:
     from fl_app.data.datasets import Dataset
-    from fl_app.task import Evaluation
 
 log = logging.getLogger("flwr.fl_app")
 
@@ -183,163 +181,3 @@ def build_strategy(config: RunConfig) -> FedAvg:
         )
     except (TypeError, ValueError) as error:
         raise ConfigError(f"strategy = {config.strategy!r}: {error}") from None
-
-
-class GlobalTest:
-    """The global test split, evaluated with all cores of the server.
-
-    It is for reporting only: nothing is ever chosen by it.
-    """
-
-    def __init__(self, dataset: "Dataset", info: ModelInfo) -> None:
-        import torch
-
-        from fl_app import models, task
-
-        self._examples = task.Examples(
-            torch.tensor(dataset.test_images), torch.tensor(dataset.test_labels)
-        )
-        self._num_classes = len(info.class_names)
-        self._model = task.place(
-            models.build(info.model, info.input_shape, self._num_classes, seed=0)
-        )
-        self._normalise = task.Normalisation(info.mean, info.std, info.full_scale)
-
-    def __call__(self, arrays: Arrays) -> "Evaluation | None":
-        """Return the model's result; None where there is no test split."""
-        from fl_app import task
-
-        if len(self._examples) == 0:
-            return None
-        task.set_arrays(self._model, arrays)
-        return task.evaluate(
-            self._model,
-            self._examples,
-            self._normalise,
-            num_classes=self._num_classes,
-        )
-
-
-class Judged(Protocol):
-    """What a test says of a model."""
-
-    @property
-    def accuracy(self) -> float:
-        """Fraction of examples classified right."""
-
-    @property
-    def loss(self) -> float:
-        """Mean cross-entropy per example, in nats."""
-
-
-class History:
-    """The rows of metrics.jsonl as they grow, and the callbacks that see them."""
-
-    def __init__(
-        self, callbacks: Sequence[Callback], rows: Sequence[Mapping[str, Any]] = ()
-    ) -> None:
-        """Start with the rows of a run that goes on; none for a new one."""
-        self.rows = [dict(row) for row in rows]
-        self._callbacks = callbacks
-
-    def start(
-        self, counts: Any, class_names: Sequence[str], client_names: Sequence[str]
-    ) -> None:
-        """Tell the callbacks who owns what; see `Callback.on_start`."""
-        for callback in self._callbacks:
-            callback.on_start(counts, class_names, client_names)
-
-    def add(self, result: RoundResult | None, test: Judged | None) -> None:
-        """Add a round's row; the one before is complete by then."""
-        self.rows.append(
-            {
-                "round": result.round if result else 0,
-                "test_accuracy": test.accuracy if test else None,
-                "test_loss": test.loss if test else None,
-                "train_loss": result.train_loss if result else None,
-                "validation_accuracy": None,
-                "validation_loss": None,
-                "update_norm": result.update_norm if result else None,
-                "update_cosine": result.alignment if result else None,
-                "num_clients": len(result.trained) if result else 0,
-                "num_failures": len(result.failures) if result else 0,
-                "seconds": round(result.seconds, 3) if result else None,
-                "upload_bytes": result.upload_bytes if result else None,
-                "download_bytes": result.download_bytes if result else None,
-            }
-        )
-        for callback in self._callbacks:
-            callback.on_round(self.rows, result)
-
-    def validated(self, validation: Validation | None) -> None:
-        """Add the clients' verdict to the newest row, whose model they received."""
-        if validation is not None:
-            self.rows[-1]["validation_accuracy"] = validation.accuracy
-            self.rows[-1]["validation_loss"] = validation.loss
-
-    def end(self) -> None:
-        """Let the callbacks finish, each of them even if one before it fails."""
-        with contextlib.ExitStack() as stack:
-            for callback in reversed(self._callbacks):  # the stack turns them around
-                stack.callback(callback.on_end, self.rows)
-
-
-def run_rounds(
-    last: int,
-    strategy: FedAvg,
-    federation: Federation,
-    arrays: Arrays,
-    *,
-    test: GlobalTest,
-    history: History,
-    first: int = 0,
-    patience: int = 0,
-) -> tuple[Arrays, "Evaluation | None"]:
-    """Train to round `last`; return the last global model and its test result.
-
-    Args:
-        last: the last round.
-        strategy: the algorithm.
-        federation: the nodes and clients.
-        arrays: the global model of round first - 1, or the initial one.
-        test: the test split.
-        history: takes in each round.
-        first: the round to begin with; 0 is the evaluation of the initial model.
-        patience: rounds without a better validation accuracy after which training
-            ends early; 0 for never.
-    """
-    result = test(arrays)
-    if first == 0:
-        history.add(None, result)
-    begin = max(1, first)
-    if first > 0 and best.out_of_patience(history.rows, patience):
-        begin = last + 1  # the run had ended when it was stopped
-    for round in strategy.rounds(federation, arrays, last, first=begin):
-        arrays = round.arrays
-        history.validated(round.validation)
-        ends = best.out_of_patience(history.rows, patience)
-        due = strategy.evaluates(round.round) or ends or round.round == last
-        result = test(arrays) if due else None
-        history.add(round, result)
-        if ends and not strategy.gave_up:  # it says so when asked for the next
-            break
-    history.validated(strategy.validate(federation, arrays, len(history.rows) - 1))
-    return arrays, result
-
-
-@contextlib.contextmanager
-def recorded(folder: RunFolder, history: History) -> Iterator[None]:
-    """Finish the files whatever happens; leave error.json if something did."""
-    try:
-        yield
-    except BaseException as error:
-        with contextlib.suppress(Exception):  # the first error is the one to tell
-            history.end()
-        with contextlib.suppress(OSError):
-            folder.write_error(error)
-        if isinstance(error, OSError):
-            raise artifacts.ResultsError(
-                f"{folder.path} cannot be written ({error.strerror or error}): make "
-                f'room, then continue with resume = "{folder.name}"'
-            ) from error
-        raise

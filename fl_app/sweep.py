@@ -117,7 +117,10 @@ def grid(arguments: Sequence[str] | None, name: str) -> list[Cell]:
     for values in combinations:
         chosen = dict(zip(lists, values, strict=True))
         given = {**single, **chosen, "run-name": _name(prefix, chosen)}
-        cells.append(Cell(RunConfig.from_options(declared | given, recipe_for), given))
+        config = RunConfig.from_options(declared | given, recipe_for)
+        if config.regime != "federated":
+            config = baseline.named(config)  # or it has no baseline
+        cells.append(Cell(config, given))
     names = [cell.config.run_name for cell in cells]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ConfigError(f"two runs of the grid would be called {twice!r}: rename one")

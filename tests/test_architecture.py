@@ -43,7 +43,7 @@ APP_LAYERS = [
     {"report"},
     {"checkpoints"},
     {"resuming"},
-    {"workspace"},
+    {"workspace", "rounds"},
     {"client_work"},
     {"client_app", "server_app", "following", "submission", "certificates"},
     {"running", "doctor"},

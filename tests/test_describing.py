@@ -19,8 +19,7 @@ def test_the_divergence_by_hand() -> None:
     alike = Skew.of(np.array([[1, 3], [10, 30]]))
     assert alike.divergence == pytest.approx(0, abs=1e-12)
     apart = Skew.of(np.array([[8, 0], [0, 8]]))
-    # Of (1, 0) from (1/2, 1/2), whose middle is (3/4, 1/4): (log2(4/3) + 1 -
-    # (log2(3/2) + log2(1/2)) / 2 - 1) / 2, worked out below from the definition.
+    # Of (1, 0) from (1/2, 1/2): the mean of their KL divergences from the middle.
     p, q = np.array([1.0, 1e-300]), np.array([0.5, 0.5])
     m = (p + q) / 2
     by_hand = (np.sum(p * np.log2(p / m)) + np.sum(q * np.log2(q / m))) / 2

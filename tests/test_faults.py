@@ -70,6 +70,10 @@ class Site:
     def __init__(self, folder: Path, owners: Path) -> None:
         self.net = network.Network(folder, PROJECT)
         self._owners = owners
+
+    def open(self) -> None:
+        """Start the SuperLink and tell it the nodes' keys."""
+        folder = self.net.folder
         certificates.make(folder, hosts=["127.0.0.1"], nodes=NAMES, days=1)
         self.net.start_superlink()
         self.link = Connection.to(f"127.0.0.1:{self.net.port}", folder / "ca.crt")
@@ -89,9 +93,9 @@ class Site:
 def site(tmp_path: Path, owners: Path) -> Iterator[Site]:
     folder = tmp_path / "site"
     folder.mkdir()
-    started = Site.__new__(Site)
+    started = Site(folder, owners)
     try:
-        started.__init__(folder, owners)  # type: ignore[misc]
+        started.open()
         yield started
     finally:
         started.net.stop()

@@ -52,6 +52,7 @@ def test_every_combination_the_last_list_fastest() -> None:
         ("run-name=['a','b']", "none for run-name"),
         ('seed=[0,1] resume="x"', "leave resume out"),
         (f"seed={[*range(1001)]}", "1001 runs, at most 1000"),
+        ('regime=["federated","central"] patience=2', "patience is not allowed here"),
         ('test-path=["/a/x","/b/x"]', "two runs of the grid would be called"),
     ],
 )
