@@ -19,8 +19,9 @@ from flwr.app import (
 )
 from flwr.clientapp import ClientApp
 
-from fl_app import processes
-from fl_app.client_work import ClientWork, Row
+from fl_app import client_states, processes
+from fl_app.client_states import ClientStates
+from fl_app.client_work import ClientWork, Memories, Row
 from fl_app.config import ConfigError, RunConfig
 from fl_app.data import private
 from fl_app.data.datasets import recipe_for
@@ -97,9 +98,10 @@ def _train_and_validate(message: Message, context: Context, deadline: float) -> 
     slow = wire.integers(task, wire.EPOCHS)
     epochs = dict(zip(train_ids, slow, strict=True)) if slow else {}
     round = wire.integer(task, wire.ROUND)
-    work = ClientWork(space, received, round, dict(options), deadline)
+    memories = _memories(message, context, sorted({*train_ids, *evaluate_ids}))
+    work = ClientWork(space, received, round, dict(options), deadline, memories)
 
-    total = aggregation.ExactSum(work.base, wire.integer(task, wire.COHORT_SIZE))
+    total = aggregation.ExactSum(work.summed, wire.integer(task, wire.COHORT_SIZE))
     trained: list[Row] = []
     validated: list[Row] = []
     failed: list[Failure] = []
@@ -115,7 +117,7 @@ def _train_and_validate(message: Message, context: Context, deadline: float) -> 
                 update, row = work.train(client, epochs=epochs.get(client))
                 if single:
                     examples = int(row[wire.NUM_EXAMPLES])
-                    aggregation.check_update(update, work.base, examples)
+                    aggregation.check_update(update, work.summed, examples)
                     updates[client] = update
                 else:
                     total.add(update, int(row[wire.NUM_EXAMPLES]))
@@ -137,6 +139,23 @@ def _train_and_validate(message: Message, context: Context, deadline: float) -> 
                 {wire.CLIENT_IDS: ids, wire.REASON: reasons, wire.TRACEBACK: traces}
             )
     return Message(reply, reply_to=message)
+
+
+def _memories(message: Message, context: Context, clients: list[int]) -> Memories:
+    """Return what the clients of a message remember."""
+    place = wire.find(message.content, wire.STATES, ConfigRecord)
+    beside = wire.find(message.content, wire.BESIDE, ArrayRecord)
+    received = wire.unpack(beside) if beside else {}
+    if place is None:
+        return Memories(received)
+    task = wire.take(message.content, wire.TASK, ConfigRecord)
+    rounds = wire.integers(task, wire.STATE_ROUNDS)
+    states = ClientStates(
+        str(place[wire.FOLDER]),
+        str(place[wire.TOKEN]),
+        str(context.node_config.get(client_states.NODE_OPTION, "")),
+    )
+    return Memories(received, states, dict(zip(clients, rounds, strict=True)))
 
 
 @contextmanager

@@ -1,18 +1,69 @@
 """One round's work on single clients."""
 
 import time
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from math import ceil
 from typing import Any
 
 import strategies
+from fl_app.client_states import ClientStates
 from fl_app.workspace import Workspace, examples_of
 from strategies import aggregation, wire
-from strategies.interfaces import Term
+from strategies.interfaces import Memory, Term
 from strategies.randomness import keyed_seed
 from strategies.wire import Arrays
 
 Row = dict[str, float]
+
+
+class Memories:
+    """What the clients of a message remember; nothing unless their states are named."""
+
+    def __init__(
+        self,
+        received: Arrays | None = None,
+        states: ClientStates | None = None,
+        rounds: Mapping[int, int] | None = None,
+    ) -> None:
+        """Hold what the message brings.
+
+        Args:
+            received: what the server sent beside the model.
+            states: the clients' states on this node.
+            rounds: per client, the round whose state it is to take.
+        """
+        self._received = received or {}
+        self._states = states
+        self._rounds = rounds or {}
+
+    def of(self, client: int) -> Memory:
+        """Return what a client starts from."""
+        state = (
+            self._states.read(client, self._rounds.get(client, 0))
+            if self._states
+            else {}
+        )
+        return Memory(self._received, state)
+
+    def keep(self, client: int, round: int, memory: Memory) -> None:
+        """Write what a client is to remember after a round."""
+        if self._states and memory.kept is not None:
+            self._states.write(client, round, memory.kept)
+
+
+@dataclass(frozen=True)
+class _Training:
+    """A client's local training, as strategies are handed it."""
+
+    train: Callable[..., float]
+    steps: int
+    learning_rate: float
+    momentum: float
+
+    def __call__(self, *, term: Term | None = None) -> Row:
+        return {wire.LOSS: self.train(term=term), wire.STEPS: self.steps}
 
 
 class ClientWork:
@@ -25,6 +76,7 @@ class ClientWork:
         round: int,
         options: dict[str, Any],
         deadline: float,
+        memories: Memories | None = None,
     ) -> None:
         self.space = space
         self.deadline = deadline
@@ -34,6 +86,13 @@ class ClientWork:
         self.pooled = space.config.normalisation_policy == "pooled"
         self.base = aggregation.to_moments(received) if self.pooled else received
         """What updates are differences to."""
+        self._strategy = strategies.load(space.config.strategy)
+        self._memories = memories or Memories()
+
+    @property
+    def summed(self) -> Arrays:
+        """What all that a client sends is laid out like."""
+        return self._strategy.summed(self.base)
 
     def _check_time(self) -> None:
         if time.monotonic() > self.deadline:
@@ -49,6 +108,7 @@ class ClientWork:
         if len(examples) == 0:
             return []
         task.set_arrays(space.model, self.received)
+        self._strategy.client_model(space.model, self._memories.of(client))
         result = task.evaluate(
             space.model,
             examples,
@@ -82,8 +142,9 @@ class ClientWork:
         examples = examples_of(space, space.partition.split(client)[0])
         name = space.dataset.augmentation if config.augment else None
         augment = AUGMENTATIONS[name] if name else None
-        seed = keyed_seed(config.seed, "train", round=self.round, client=client)
+        memory = self._memories.of(client)
         task.set_arrays(space.model, self.received)
+        self._strategy.client_model(space.model, memory)
 
         options = task.TrainOptions.of_round(config, self.round)
         an_epoch = ceil(len(examples) / options.batch_size)
@@ -93,26 +154,27 @@ class ClientWork:
             options = replace(options, local_epochs=ceil(steps / an_epoch))
         number = steps or options.local_epochs * an_epoch
 
-        def run_training(*, term: Term | None = None) -> Row:
-            loss = task.train(
-                space.model,
-                examples,
-                options,
-                space.normalise,
-                seed=seed,
+        training = _Training(
+            partial(
+                task.train,
+                *(space.model, examples, options, space.normalise),
+                seed=keyed_seed(config.seed, "train", round=self.round, client=client),
                 augment=augment,
-                term=term,
                 deadline=self.deadline,
                 max_steps=number,
-            )
-            return {wire.LOSS: loss, wire.STEPS: number}
-
-        strategy = strategies.load(config.strategy)
-        metrics = strategy.client_train(space.model, run_training, self.options)
+            ),
+            number,
+            options.learning_rate,
+            options.momentum if options.optimizer == "sgd" else 0.0,
+        )
+        strategy = self._strategy
+        metrics = strategy.client_train(space.model, training, self.options, memory)
         local = task.get_arrays(space.model)
         local = aggregation.to_moments(local) if self.pooled else local
         update = aggregation.subtract(local, self.base)
-        update = strategy.client_update(update, metrics, self.options)
+        update = strategy.client_update(update, metrics, self.options, memory)
+        update |= {aggregation.BESIDE + name: a for name, a in memory.sent.items()}
+        self._memories.keep(client, self.round, memory)
         row = {
             wire.CLIENT_IDS: client,
             wire.NUM_EXAMPLES: len(examples),

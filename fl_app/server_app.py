@@ -6,16 +6,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flwr.app import Context
+from flwr.app import ConfigRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
 import strategies
-from fl_app import artifacts, best, environment, processes, report, resuming
+from fl_app import (
+    artifacts,
+    best,
+    client_states,
+    environment,
+    processes,
+    report,
+    resuming,
+)
 from fl_app.artifacts import ModelInfo
 from fl_app.callbacks import MetricsFiles, Pictures, ProgressLog
 from fl_app.checkpoints import Checkpoints
 from fl_app.config import ConfigError, RunConfig, project_path
 from fl_app.rounds import GlobalTest, History, recorded, run_rounds
+from strategies import wire
 from strategies.fedavg import FedAvg
 from strategies.federation import Federation
 from strategies.interfaces import ServerState
@@ -53,8 +62,12 @@ def main(grid: Grid, context: Context) -> None:
     dataset = agreement.dataset() if agreement else shared
     assert dataset is not None
     arrays, info = initial_model(config, dataset, read=not config.resume)
+    check_model(strategy, info)
     with resuming.opened(config, federation.label_counts) as (folder, checkpoint):
         log.info("Results go to %s", folder.path)
+        if strategy.KEEPS_STATE:
+            place, token = client_states.prepare(folder)
+            federation.states = ConfigRecord({wire.FOLDER: place, wire.TOKEN: token})
         first, rows = 0, []
         if checkpoint is not None:
             log.info("The run goes on after round %d", checkpoint.round)
@@ -165,6 +178,17 @@ def initial_model(
                 "of the same model and data set, or leave initial-model empty"
             ) from None
     return task.get_arrays(model), info
+
+
+def check_model(strategy: FedAvg, info: ModelInfo) -> None:
+    """Raises: ConfigError: the strategy is not for this model."""
+    from fl_app import models
+
+    shape, num_classes = info.input_shape, len(info.class_names)
+    try:
+        strategy.check_model(models.build(info.model, shape, num_classes, seed=0))
+    except ValueError as error:
+        raise ConfigError(f"model = {info.model!r}: {error}") from None
 
 
 def build_strategy(config: RunConfig) -> FedAvg:

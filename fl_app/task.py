@@ -43,6 +43,10 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 class Term(Protocol):
     """A term beside the loss in the objective; see `strategies.interfaces.Term`."""
 
+    @property
+    def implicit(self) -> bool:
+        """Whether it is stepped after SGD's step, and not a gradient before it."""
+
     def add_gradient(self) -> None:
         """Add the term's gradient to the parameters' gradients."""
 
@@ -133,6 +137,8 @@ def train(
     parameters = [p for p in model.parameters() if p.requires_grad]
     step = _optimizer(parameters, options)
     total = torch.zeros((), dtype=torch.float64, device=device)
+    stepped = term if term and term.implicit and options.optimizer == "sgd" else None
+    added = None if stepped else term
     loss_and_gradient = gradients.backpropagation(model, options.precision)
     model.train()
     seen = taken = 0
@@ -143,11 +149,11 @@ def train(
                 if monotonic() > deadline:
                     raise TimeoutError("the round's time was up before training ended")
                 loss = loss_and_gradient(inputs, targets)
-                if term is not None and options.optimizer == "adam":
-                    term.add_gradient()
+                if added is not None:
+                    added.add_gradient()
                 step()
-                if term is not None and options.optimizer == "sgd":
-                    term.step(options.learning_rate / (1 - options.momentum))
+                if stepped is not None:
+                    stepped.step(options.learning_rate / (1 - options.momentum))
                 total.add_(loss, alpha=len(targets))
                 seen += len(targets)
                 taken += 1

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from strategies.fedavg import FedAvg
 
 _SUPPORT = {
-    *("aggregation", "federation", "interfaces", "randomness", "replies", "robust"),
+    *("aggregation", "algorithm", "federation", "interfaces", "known_states"),
+    *("randomness", "replies", "requests", "robust", "round_loop"),
     *("server_optimizer", "stragglers", "wire"),
 }
 

@@ -20,6 +20,9 @@ from strategies.wire import Arrays
 FRACTION_BITS = 36
 """Binary places kept. A client of a cohort of K may add n_k * |update| <= 2^26 / K."""
 
+BESIDE = "beside/"
+"""How names of arrays begin that travel with an update and are no part of it."""
+
 _SCALE = 2.0**FRACTION_BITS
 
 _TOO_LARGE = "too large to be summed exactly: has training diverged?"
@@ -206,11 +209,14 @@ def is_statistic(name: str, array: _Array) -> bool:
 
 
 def norm(update: Mapping[str, _Array]) -> float:
-    """Return the Euclidean norm over all float arrays, accumulated in float64."""
+    """Return the Euclidean norm over all float arrays, accumulated in float64.
+
+    What travels beside the update does not count.
+    """
     squares = (
         float(np.square(array, dtype=np.float64).sum())
-        for array in update.values()
-        if array.dtype.kind == "f"
+        for name, array in update.items()
+        if array.dtype.kind == "f" and not name.startswith(BESIDE)
     )
     return float(np.sqrt(sum(squares)))
 

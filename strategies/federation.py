@@ -84,6 +84,8 @@ class Federation:
         self._node_timeout = node_timeout
         text = json.dumps(dict(options or {}), sort_keys=True)
         self._options = ConfigRecord({wire.JSON: text})
+        self.states: ConfigRecord | None = None
+        """Where clients keep what they remember; sent along once it is set."""
         self.label_counts: np.ndarray[tuple[int, int], np.dtype[np.int64]]
         """Training examples per client and class, shape (num_clients, num_classes)."""
         self.client_names = list(client_names)
@@ -220,20 +222,30 @@ class Federation:
         """Return the nodes of this run that are there now, as far as Flower knows."""
         return sorted({*self.node_ids} & {*self._grid.get_node_ids()})
 
-    def deal(self, cohort: Sequence[int]) -> dict[int, list[int]]:
+    def deal(
+        self, cohort: Sequence[int], holders: Mapping[int, int] | None = None
+    ) -> dict[int, list[int]]:
         """Return the clients each node is to train, balanced by number of examples.
 
         Largest first to the node with the least so far (Graham 1969, at most 4/3 of
         the best makespan). Nodes that would get no client are left out, and so are
         those that are not there, if any is. A client that only one node has is dealt
         to that, there or not.
+
+        Args:
+            cohort: the clients.
+            holders: per client that remembers something, the node that has it: the
+                client goes there if the node is there.
         """
         shares: dict[int, list[int]] = {node: [] for node in self.node_ids}
         present = self._present() or self.node_ids
         loads = dict.fromkeys(self.node_ids, 0)
+        held = holders or {}
         for client in sorted(cohort, key=lambda c: (-self.num_examples(c), c)):
             if self._node_of is not None:
                 node = self._node_of[client]
+            elif held.get(client) in present:
+                node = held[client]
             else:
                 node = min(present, key=lambda n: (loads[n], n))
             shares[node].append(client)
@@ -261,6 +273,8 @@ class Federation:
                 yield Reply(node, None, "the node is not there")
                 continue
             content[wire.OPTIONS] = self._options
+            if self.states is not None:
+                content[wire.STATES] = self.states
             if self._agreed is not None:
                 content[wire.AGREED] = self._agreed
             message = Message(content, node, message_type, ttl=timeout)

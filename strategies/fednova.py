@@ -27,6 +27,7 @@ import numpy as np
 
 from strategies import aggregation, wire
 from strategies.fedavg import FedAvg
+from strategies.interfaces import Memory
 from strategies.replies import Row
 from strategies.wire import Arrays
 
@@ -52,7 +53,10 @@ class FedNova(FedAvg):
 
     @staticmethod
     def client_update(
-        update: Arrays, metrics: dict[str, float], options: Mapping[str, Any]
+        update: Arrays,
+        metrics: dict[str, float],
+        options: Mapping[str, Any],
+        memory: Memory | None = None,
     ) -> Arrays:
         """Return the update over a_k; the metrics gain `normaliser`, which is a_k."""
         size = normaliser(int(metrics[wire.STEPS]), float(options[MOMENTUM]))

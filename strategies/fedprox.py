@@ -26,7 +26,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from strategies.fedavg import FedAvg
-from strategies.interfaces import LocalTraining
+from strategies.interfaces import LocalTraining, Memory
 
 if TYPE_CHECKING:
     import torch
@@ -52,7 +52,10 @@ class FedProx(FedAvg):
 
     @staticmethod
     def client_train(
-        model: "nn.Module", train: LocalTraining, options: Mapping[str, Any]
+        model: "nn.Module",
+        train: LocalTraining,
+        options: Mapping[str, Any],
+        memory: Memory | None = None,
     ) -> dict[str, float]:
         """Train on the objective with the term.
 
@@ -65,6 +68,8 @@ class FedProx(FedAvg):
 
 class ProximalTerm:
     """mu / 2 * ||w - w_t||^2, with w_t the parameters as they are at construction."""
+
+    implicit = True
 
     def __init__(self, parameters: "Sequence[torch.Tensor]", mu: float) -> None:
         self.mu = mu

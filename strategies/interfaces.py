@@ -11,8 +11,13 @@ from strategies.wire import Arrays
 class Term(Protocol):
     """A term that a strategy adds to the client's objective, over w = the parameters.
 
-    Training uses one of the two, whichever solves the objective with its optimiser.
+    Training uses one of the two: the step with SGD where the term wants that, else the
+    gradient.
     """
+
+    @property
+    def implicit(self) -> bool:
+        """Whether the term is to be stepped after SGD's step."""
 
     def add_gradient(self) -> None:
         """Add the term's gradient at w to the gradients of w."""
@@ -27,8 +32,30 @@ class LocalTraining(Protocol):
     Trains the model in place on the client's data and returns metrics (a float each).
     """
 
+    @property
+    def learning_rate(self) -> float:
+        """That of this round."""
+
+    @property
+    def momentum(self) -> float:
+        """SGD's; 0 with another optimiser."""
+
     def __call__(self, *, term: Term | None = None) -> dict[str, float]:
         """Run all local epochs."""
+
+
+@dataclass
+class Memory:
+    """What a client half has beside the model and the data."""
+
+    received: Arrays = field(default_factory=dict)
+    """What the server sent beside the model."""
+    state: Arrays = field(default_factory=dict)
+    """What this client remembers; empty before it was first counted in."""
+    kept: Arrays | None = None
+    """What it is to remember from now on; None for nothing new."""
+    sent: Arrays = field(default_factory=dict)
+    """What goes to the server beside the update."""
 
 
 @dataclass

@@ -12,13 +12,16 @@ from tests.conftest import PROJECT
 # Each layer may import from those before it, and from within itself where marked.
 STRATEGY_LAYERS = [
     {"wire", "randomness"},
-    {"aggregation", "federation", "stragglers"},
-    {"replies"},
+    {"aggregation", "federation", "known_states", "stragglers"},
+    {"replies", "requests"},
     {"interfaces"},
+    {"algorithm"},
+    {"round_loop"},
     {"fedavg"},
     {"robust", "server_optimizer"},
-    {"fedprox", "fedmedian", "trimmed_mean"},
+    {"fedprox", "fedmedian", "trimmed_mean", "fedbn"},
     {"fedavgm", "fedadam", "fedyogi", "fednova"},
+    {"scaffold"},
 ]
 APP_LAYERS = [
     {"models"},
@@ -43,7 +46,7 @@ APP_LAYERS = [
     {"report"},
     {"checkpoints"},
     {"resuming"},
-    {"workspace", "rounds"},
+    {"workspace", "rounds", "client_states"},
     {"client_work"},
     {"client_app", "server_app", "following", "submission", "certificates"},
     {"running", "doctor"},

@@ -159,8 +159,8 @@ def test_a_negative_mu_is_refused() -> None:
 
 def test_the_registry() -> None:
     assert available() == [
-        *("fedadam", "fedavg", "fedavgm", "fedmedian", "fednova", "fedprox"),
-        *("fedyogi", "trimmed-mean"),
+        *("fedadam", "fedavg", "fedavgm", "fedbn", "fedmedian", "fednova", "fedprox"),
+        *("fedyogi", "scaffold", "trimmed-mean"),
     ]
     with pytest.raises(ValueError, match="there are: fedadam, fedavg, fedavgm"):
         load("fedmagic")

@@ -1,0 +1,135 @@
+"""What a client remembers between rounds: one file per client and round, on its node.
+
+The files lie in the run's own folder where the node can see that one, as in a
+simulation and on one machine, and any node can then train any client. A node elsewhere
+keeps them in a folder of its own; the server sends a client back to the node that has
+its state.
+"""
+
+import os
+import re
+import secrets
+from pathlib import Path
+
+import numpy as np
+
+from fl_app.artifacts import RunFolder, write_atomically
+from strategies.wire import Arrays
+
+FOLDER = "client-states"
+STATE_VARIABLE = "FL_APP_STATE"
+NODE_OPTION = "state-path"
+KEPT = 3
+"""Newest rounds that are kept of a client: a run that goes on from the older of its two
+checkpoints names a round before the last two."""
+
+_TOKEN = "token"
+_NAME = re.compile(r"round-(\d{6})\.safetensors")
+
+
+class StateError(RuntimeError):
+    """A client's state is not there or cannot be used; the message says why."""
+
+
+def prepare(folder: RunFolder) -> tuple[str, str]:
+    """Return where a run's states lie, and the token that tells the place.
+
+    Both are sent to the nodes. A run that goes on has the token it had.
+    """
+    states = folder.path / FOLDER
+    states.mkdir(exist_ok=True)
+    token = _token_in(states)
+    if not token:
+        token = secrets.token_hex(8)
+        write_atomically(states / _TOKEN, token.encode())
+    return str(states.resolve()), token
+
+
+class ClientStates:
+    """The states of a run's clients, as far as this node has them."""
+
+    def __init__(self, folder: str, token: str, own: str = "") -> None:
+        """Find the folder.
+
+        Args:
+            folder: the run's, as the server names it.
+            token: what must lie in it for it to be the run's.
+            own: where this node keeps states of runs whose folder it does not see;
+                empty for $FL_APP_STATE, or the user's state folder.
+
+        Raises:
+            StateError: the server sent no token.
+        """
+        if not re.fullmatch(r"[0-9a-f]{16}", token):
+            raise StateError(f"{token!r} is no token of a run")
+        named = Path(folder)
+        self.folder = named
+        if _token_in(named) != token:
+            run = f"{named.parent.name}-{token}"
+            self.folder = Path(own).expanduser() / run if own else _home() / run
+
+    def read(self, client: int, round: int) -> Arrays:
+        """Return a client's state after a round; nothing for round 0.
+
+        Raises:
+            StateError: it is not on this node, or torn.
+        """
+        if round == 0:
+            return {}
+        from safetensors import SafetensorError
+        from safetensors.numpy import load
+
+        path = self._path(client, round)
+        try:
+            return dict(load(path.read_bytes()))
+        except FileNotFoundError:
+            raise StateError(
+                f"the state of client {client} after round {round} is not on this node "
+                f"({path}): it was trained on another, which must come back"
+            ) from None
+        except (OSError, SafetensorError) as error:
+            raise StateError(f"{path} cannot be read: {error}") from None
+
+    def write(self, client: int, round: int, state: Arrays) -> None:
+        """Keep a client's state after a round; forget the oldest, and what came later.
+
+        Files of later rounds are of a run that was stopped and goes on from here.
+
+        Raises:
+            StateError: the folder cannot be written.
+        """
+        from safetensors.numpy import save
+
+        path = self._path(client, round)
+        tensors = {name: np.asarray(a, order="C") for name, a in state.items()}
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, save(tensors))
+        except OSError as error:
+            raise StateError(
+                f"{path} cannot be written ({error.strerror}): make room, or give the "
+                f"node a folder with {NODE_OPTION} or ${STATE_VARIABLE}"
+            ) from error
+        rounds = sorted(
+            int(named[1])
+            for file in path.parent.iterdir()
+            if (named := _NAME.fullmatch(file.name))
+        )
+        earlier = [number for number in rounds if number <= round]
+        for number in set(rounds) - set(earlier[-KEPT:]):
+            self._path(client, number).unlink(missing_ok=True)
+
+    def _path(self, client: int, round: int) -> Path:
+        return self.folder / f"client-{client}" / f"round-{round:06d}.safetensors"
+
+
+def _token_in(folder: Path) -> str:
+    try:
+        return (folder / _TOKEN).read_text()
+    except (OSError, ValueError):
+        return ""
+
+
+def _home() -> Path:
+    base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(os.environ.get(STATE_VARIABLE) or Path(base) / "fl-app")
