@@ -12,14 +12,14 @@ import hashlib
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, inf
 from statistics import fmean
 from typing import Any
 
 from rich.console import Console
 
-from fl_app import artifacts, environment, report, resuming
+from fl_app import artifacts, environment, report, resuming, tracking
 from fl_app.artifacts import RunFolder
 from fl_app.callbacks import Callback, MetricsFiles, Pictures, Rows
 from fl_app.client_work import ClientWork
@@ -30,7 +30,7 @@ from fl_app.following import RunView
 from fl_app.rounds import GlobalTest, History, recorded
 from fl_app.server_app import initial_model
 from fl_app.workspace import Workspace
-from strategies import aggregation
+from strategies import aggregation, wire
 from strategies.federation import sample_cohort
 from strategies.interfaces import RoundResult
 from strategies.replies import Tally, Validation
@@ -132,6 +132,7 @@ def run(
 
     start = time.monotonic()
     torch.set_num_threads(config.num_threads)
+    tracking.check(config)
     dataset = datasets.load(config)
     partition = dataset.partition(config, environment.default_nodes())
     steps = Steps(config, _sizes(partition), epochs)
@@ -146,7 +147,9 @@ def run(
     folder = RunFolder.create(config)
     shown = nullcontext(view) if view else RunView(console, config.num_server_rounds)
     with shown as bar:
-        history = History([MetricsFiles(folder), Pictures(folder, config), _Shown(bar)])
+        tracked = tracking.trackers(config, folder)
+        callbacks = [MetricsFiles(folder), Pictures(folder, config), _Shown(bar)]
+        history = History([*callbacks, *tracked])
         with resuming.held(folder), recorded(folder, history):
             history.start(owned.label_counts(), info.class_names, names)
             alone = Alone(space, arrays, GlobalTest(dataset, info))
@@ -159,16 +162,32 @@ def run(
                 history.validated(result.validation)
                 history.add(result, alone.judge() if judged else None)
             history.validated(alone.validate(config.num_server_rounds + 1))
+            by_client = history.client_accuracy()
+            if central:
+                by_client = _on_each(space, partition, alone.models[0])
             history.end()
             if central:
                 folder.write_model(alone.models[0], info)
             summary = alone.summary() | {
+                "client_accuracy": by_client,
                 "rounds": config.num_server_rounds,
                 "total_seconds": round(time.monotonic() - start, 3),
             }
             report.write(folder, summary)
             folder.write_summary(summary)
     return folder
+
+
+def _on_each(space: Workspace, clients: Partition, model: Arrays) -> dict[str, float]:
+    """Return one model's accuracy on the validation examples of each client."""
+    divided = replace(space, partition=clients)
+    work = ClientWork(divided, model, 0, {}, inf)
+    number = len(clients.clients) if space.config.fraction_evaluate else 0
+    return {
+        str(client): row[wire.NUM_CORRECT] / row[wire.NUM_EXAMPLES]
+        for client in range(number)
+        for row in work.validate(client)
+    }
 
 
 class Alone:

@@ -31,6 +31,7 @@ _NAME = re.compile(r"round-(\d{6})-([0-9a-f]{16})\.safetensors")
 CHANGEABLE = {
     *("num-server-rounds", "resume", "run-name", "results-dir", "data-dir"),
     *("min-nodes", "node-timeout", "round-timeout", "max-failed-rounds", "patience"),
+    "tracking",
 }
 """Options that may be others when a run is resumed: no round depends on them."""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from fl_app import comparison, plots, tables
+from fl_app import comparison, comparison_picture, tables
 from fl_app.artifacts import write_atomically
 from fl_app.comparison import Method
 from fl_app.config import ConfigError, project_path
@@ -74,24 +74,61 @@ def picture(methods: Sequence[Method]) -> bytes:
         for m in methods
     }
     title = kinds.pop() if len(kinds) == 1 else "several data sets or models"
-    return plots.comparison(
-        _bands(methods, f"{judge}_accuracy"),
-        _bands(methods, loss),
-        title,
-        names=(
-            f"{judge.capitalize()} accuracy",
-            f"{loss.split('_')[0].capitalize()} loss",
+    accuracy = f"{judge}_accuracy"
+    panels = [
+        comparison_picture.Panel(
+            f"{judge.capitalize()} accuracy by round",
+            "round",
+            comparison_picture.ACCURACY,
+            bands(methods, accuracy),
         ),
-    )
+        comparison_picture.Panel(
+            f"{loss.split('_')[0].capitalize()} loss by round",
+            "round",
+            comparison_picture.LOSS,
+            bands(methods, loss),
+        ),
+        comparison_picture.Panel(
+            "Accuracy by what was sent",
+            "megabytes sent both ways",
+            comparison_picture.ACCURACY,
+            bands(methods, accuracy, ("upload_bytes", "download_bytes"), 1e-6),
+        ),
+        comparison_picture.Panel(
+            "Accuracy by time",
+            "seconds of rounds",
+            comparison_picture.ACCURACY,
+            bands(methods, accuracy, ("seconds",)),
+        ),
+    ]
+    return comparison_picture.draw(panels, title)
 
 
-def _bands(methods: Sequence[Method], key: str) -> list[plots.Band]:
-    bands = []
+def bands(
+    methods: Sequence[Method], key: str, spent: Sequence[str] = (), scale: float = 1.0
+) -> list[comparison_picture.Band]:
+    """Return a metric of each method, by round or by what was spent until then.
+
+    Args:
+        methods: what to compare.
+        key: the metric.
+        spent: metrics whose sum until a round is its place; none for the round itself.
+        scale: what that sum is multiplied by.
+    """
+    found = []
     for method in methods:
         rounds, figures = method.curve(key)
+        places = [scale * total for total in method.spent(spent, rounds)]
+        if spent and not any(places):  # not measured, as the bytes of a baseline
+            places = []
         number = len(method.runs)
         label = f"{method.label} ({number} seed{'s' if number > 1 else ''})"
-        means = [figure.mean for figure in figures]
-        deviations = [figure.deviation for figure in figures]
-        bands.append(plots.Band(label, rounds, means, deviations))
-    return bands
+        kept = figures if places or not spent else []
+        means = [figure.mean for figure in kept]
+        deviations = [figure.deviation for figure in kept]
+        found.append(
+            comparison_picture.Band(
+                label, places if spent else rounds, means, deviations
+            )
+        )
+    return found

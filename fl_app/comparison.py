@@ -16,10 +16,11 @@ import strategies
 from fl_app.artifacts import RunFolder
 from fl_app.config import ConfigError
 from fl_app.environment import default_options, find_project
+from fl_app.spread import Spread
 
 _CIRCUMSTANCES = {
     *("seed", "run-name", "results-dir", "data-dir", "num-threads"),
-    *("min-nodes", "node-timeout", "round-timeout"),
+    *("min-nodes", "node-timeout", "round-timeout", "tracking"),
 }
 """Options that say how or where a run was made, not what it computes."""
 
@@ -115,6 +116,16 @@ class Run:
         """Return a metric by round, where it was measured."""
         return {r["round"]: r[key] for r in self.rows if r.get(key) is not None}
 
+    def spread(self) -> Spread | None:
+        """Return how evenly the final model serves the clients; None if unknown."""
+        accuracies = (self.summary.get("client_accuracy") or {}).values()
+        return Spread.of(list(accuracies)) if accuracies else None
+
+    def running(self, keys: Sequence[str], round: int) -> float:
+        """Return the sum of metrics over all rounds up to one; 0 for the unmeasured."""
+        rows = [row for row in self.rows if row["round"] <= round]
+        return float(sum(row.get(key) or 0 for row in rows for key in keys))
+
     def tail(self, key: str, rounds: int) -> list[float]:
         """Return the metric's values of the last so many rounds."""
         first = int(self.summary["rounds"]) - rounds + 1
@@ -141,6 +152,19 @@ class Method:
         """Return a value of summary.json over the seeds; None if a run lacks it."""
         values = [run.summary[key] for run in self.runs]
         return None if None in values else Figure.of(values)
+
+    def spread(self, key: str) -> Figure | None:
+        """Return a figure of the spread over clients, over the seeds."""
+        spreads = [spread for run in self.runs if (spread := run.spread())]
+        if len(spreads) < len(self.runs):
+            return None
+        return Figure.of([getattr(spread, key) for spread in spreads])
+
+    def spent(self, keys: Sequence[str], rounds: Sequence[int]) -> list[float]:
+        """Return what metrics sum up to by each round, the mean over the seeds."""
+        return [
+            fmean(run.running(keys, round) for run in self.runs) for round in rounds
+        ]
 
     def curve(self, key: str) -> tuple[list[int], list[Figure]]:
         """Return the rounds in which every run has the metric, and its figures."""

@@ -117,7 +117,9 @@ class RunConfig(BaseModel):
     batch_size: int = Field(ge=1)
     optimizer: Literal["sgd", "adam"]
     learning_rate: float = Field(gt=0, allow_inf_nan=False)
+    learning_rate_schedule: Literal["exponential", "cosine", "linear"]
     learning_rate_decay: float = Field(gt=0, le=1)
+    warmup_rounds: int = Field(ge=0)
     momentum: float = Field(ge=0, lt=1)
     weight_decay: float = Field(ge=0, allow_inf_nan=False)
     max_gradient_norm: float = Field(ge=0, allow_inf_nan=False)
@@ -128,6 +130,7 @@ class RunConfig(BaseModel):
     run_name: str
     results_dir: str = Field(min_length=1)
     resume: str
+    tracking: Literal["none", "tensorboard"]
 
     @field_validator("strategy")
     @classmethod
@@ -199,6 +202,11 @@ class RunConfig(BaseModel):
             raise ConfigError(
                 f"patience = {config.patience} needs validation: validation-fraction "
                 "and fraction-evaluate must be above 0"
+            )
+        if config.warmup_rounds >= config.num_server_rounds:
+            raise ConfigError(
+                f"warmup-rounds = {config.warmup_rounds} must be less than "
+                f"num-server-rounds = {config.num_server_rounds}"
             )
         return config
 

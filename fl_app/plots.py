@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,10 +16,7 @@ _STYLES: dict[str, dict[str, Any]] = {
     "server": {"color": BLUE, "linestyle": "-"},
     "clients": {"color": ORANGE, "linestyle": "--"},
 }
-_METHODS = [BLUE, ORANGE, "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"]
-_LINES = ["-", "--", "-.", ":"]
-_GRID: dict[str, Any] = {"color": "#d9d9d9", "linewidth": 0.6}
-_SHORT = 48  # letters: labels up to that fit beside each other
+GRID: dict[str, Any] = {"color": "#d9d9d9", "linewidth": 0.6}
 _LONGEST = 24  # characters of a client's name in a picture
 _MAX_BARS = 40
 """Clients up to which each gets a bar of its own in the partition picture."""
@@ -28,7 +24,7 @@ _MAX_BARS = 40
 
 def curves(rows: Sequence[Mapping[str, Any]], title: str) -> bytes:
     """Return a PNG: accuracy and loss per round, from the rows of metrics.jsonl."""
-    figure = _figure(9.6, 4.0)
+    figure = new_figure(9.6, 4.0)
     accuracy, loss = figure.subplots(1, 2)
     _line(accuracy, rows, "test_accuracy", label="test", style="server")
     label = "validation (clients)"
@@ -44,11 +40,11 @@ def curves(rows: Sequence[Mapping[str, Any]], title: str) -> bytes:
         axes.set_xlabel("round")
         axes.set_xlim(0, last)
         axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(**_GRID)
+        axes.grid(**GRID)
         if axes.lines:
             axes.legend(frameon=False, loc=corner)
     figure.suptitle(title)
-    return _png(figure)
+    return to_png(figure)
 
 
 def _line(
@@ -106,7 +102,7 @@ def _partition_bars(
     counts: Any, class_names: Sequence[str], title: str, client_names: Sequence[str]
 ) -> bytes:
     num_clients, num_classes = counts.shape
-    figure = _figure(9.6, 1.8 + 0.26 * max(8, num_clients))
+    figure = new_figure(9.6, 1.8 + 0.26 * max(8, num_clients))
     axes = figure.subplots()
     colours = _class_colours(num_classes)
     left = np.zeros(num_clients)
@@ -132,13 +128,13 @@ def _partition_bars(
     names = [_shortened(name) for name in client_names] or numbers
     axes.set_yticks(np.arange(num_clients), names)
     axes.invert_yaxis()
-    axes.grid(axis="x", **_GRID)
+    axes.grid(axis="x", **GRID)
     axes.set_axisbelow(True)
     if num_classes <= 20:
         axes.legend(
             title="class", frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5)
         )
-    return _png(figure)
+    return to_png(figure)
 
 
 def _shortened(name: str) -> str:
@@ -157,7 +153,7 @@ def partition_map(counts: Any, class_names: Sequence[str], title: str) -> bytes:
     """
     num_clients, num_classes = counts.shape
     sizes = counts.sum(axis=1)
-    figure = _figure(9.6, 6.4)
+    figure = new_figure(9.6, 6.4)
     shares_axes, size_axes = figure.subplots(1, 2, width_ratios=[3, 1], sharey=True)
     shares = counts / np.maximum(1, sizes)[:, None]
     extent = (-0.5, num_classes - 0.5, num_clients - 0.5, -0.5)
@@ -176,9 +172,9 @@ def partition_map(counts: Any, class_names: Sequence[str], title: str) -> bytes:
     else:  # one shape in place of a thousand
         size_axes.fill_betweenx(places, sizes, color=BLUE, step="mid", linewidth=0)
     size_axes.set(title="size", xlabel="training examples", xlim=(0, None))
-    size_axes.grid(axis="x", **_GRID)
+    size_axes.grid(axis="x", **GRID)
     size_axes.set_axisbelow(True)
-    return _png(figure)
+    return to_png(figure)
 
 
 def examples(images: Any, labels: Sequence[str], title: str) -> bytes:
@@ -191,7 +187,7 @@ def examples(images: Any, labels: Sequence[str], title: str) -> bytes:
     """
     columns = min(8, len(labels))
     rows = -(-len(labels) // columns)
-    figure = _figure(9.6, 0.5 + 1.35 * rows)
+    figure = new_figure(9.6, 0.5 + 1.35 * rows)
     images = np.asarray(images, dtype=float)
     low, high = min(0.0, images.min()), max(1.0, images.max())
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
@@ -203,7 +199,7 @@ def examples(images: Any, labels: Sequence[str], title: str) -> bytes:
         axes.imshow(shown[:, :, 0] if grey else shown, cmap="gray", vmin=0, vmax=1)
         axes.set_title(_shortened(label), fontsize=8)
     figure.suptitle(title)
-    return _png(figure)
+    return to_png(figure)
 
 
 def _class_colours(number: int) -> Any:
@@ -214,73 +210,15 @@ def _class_colours(number: int) -> Any:
     return colormaps["turbo"](np.linspace(0.05, 0.95, number))
 
 
-@dataclass(frozen=True)
-class Band:
-    """A metric over rounds: mean over seeds, and deviation (None for one seed)."""
-
-    label: str
-    rounds: Sequence[int]
-    means: Sequence[float]
-    deviations: Sequence[float | None]
-
-
-def comparison(
-    accuracy: Sequence[Band],
-    loss: Sequence[Band],
-    title: str,
-    names: tuple[str, str] = ("Test accuracy", "Test loss"),
-) -> bytes:
-    """Return a PNG: a line and a band (one standard deviation) per method.
-
-    Args:
-        accuracy: an accuracy of each method.
-        loss: a loss of each method.
-        title: what the picture is of.
-        names: titles of the two panels.
-    """
-    figure = _figure(9.6, 4.4)
-    panels = figure.subplots(1, 2)
-    for axes, bands in zip(panels, (accuracy, loss), strict=True):
-        for i, band in enumerate(bands):
-            _band(axes, band, _METHODS[i % len(_METHODS)], _LINES[i % len(_LINES)])
-        axes.set_xlabel("round")
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.margins(x=0)
-        axes.grid(**_GRID)
-    panels[0].set(title=names[0], ylabel="fraction of examples classified right")
-    panels[1].set(title=names[1], ylabel="cross-entropy per example (nats)")
-    panels[0].set_ylim(bottom=max(0.0, panels[0].get_ylim()[0]))
-    panels[1].set_ylim(bottom=0)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(
-        handles,
-        labels,
-        loc="outside lower center",
-        frameon=False,
-        ncols=1 if max(map(len, labels), default=0) > _SHORT else 2,
-    )
-    figure.suptitle(title)
-    return _png(figure)
-
-
-def _band(axes: "Axes", band: Band, colour: str, line: str) -> None:
-    means = np.array(band.means)
-    label = band.label.replace("$", r"\$")
-    axes.plot(band.rounds, means, color=colour, linestyle=line, label=label, lw=1.4)
-    around = np.array([deviation or 0.0 for deviation in band.deviations])
-    axes.fill_between(
-        band.rounds, means - around, means + around, color=colour, alpha=0.2, lw=0
-    )
-
-
-def _figure(width: float, height: float) -> "Figure":
+def new_figure(width: float, height: float) -> "Figure":
     """Return an empty figure (inches), off the global state of pyplot: thread-safe."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _png(figure: "Figure") -> bytes:
+def to_png(figure: "Figure") -> bytes:
+    """Return a figure as PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     FigureCanvasAgg(figure)

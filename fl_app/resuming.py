@@ -7,7 +7,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
-from fl_app import checkpoints
+from fl_app import checkpoints, schedules
 from fl_app.artifacts import RunFolder
 from fl_app.checkpoints import Checkpoint
 from fl_app.config import ConfigError, RunConfig, is_auto, project_path
@@ -48,6 +48,14 @@ def config_of(given: Mapping[str, Any], results_dir: str) -> RunConfig:
                 f"resume = {name!r}: the run has {key} = {flat.get(key)!r}, it cannot "
                 f"go on with {value!r}: leave {key} out, or start a new run"
             )
+    ends = recorded.get("learning-rate-schedule") in schedules.ENDING
+    rounds = given.get("num-server-rounds", flat["num-server-rounds"])
+    if ends and rounds != flat["num-server-rounds"]:
+        raise ConfigError(
+            f"resume = {name!r}: with learning-rate-schedule = "
+            f"{recorded['learning-rate-schedule']!r} the learning rate depends on "
+            f"num-server-rounds, which must stay {flat['num-server-rounds']}"
+        )
     changed = {k: v for k, v in given.items() if k in checkpoints.CHANGEABLE}
     changed |= {"resume": name, "run-name": name, "results-dir": results_dir}
     try:

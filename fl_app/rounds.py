@@ -73,6 +73,8 @@ class History:
     ) -> None:
         """Start with the rows of a run that goes on; none for a new one."""
         self.rows = [dict(row) for row in rows]
+        self.validation: Validation | None = None
+        """The newest verdict of the clients."""
         self._callbacks = callbacks
 
     def start(
@@ -106,9 +108,15 @@ class History:
 
     def validated(self, validation: Validation | None) -> None:
         """Add the clients' verdict to the newest row, whose model they received."""
+        self.validation = validation
         if validation is not None:
             self.rows[-1]["validation_accuracy"] = validation.accuracy
             self.rows[-1]["validation_loss"] = validation.loss
+
+    def client_accuracy(self) -> dict[str, float]:
+        """Return the newest verdict by client, as summary.json has it."""
+        found = self.validation.by_client if self.validation else {}
+        return {str(client): accuracy for client, accuracy in found.items()}
 
     def end(self) -> None:
         """Let the callbacks finish, each of them even if one before it fails."""

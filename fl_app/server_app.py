@@ -18,6 +18,7 @@ from fl_app import (
     processes,
     report,
     resuming,
+    tracking,
 )
 from fl_app.artifacts import ModelInfo
 from fl_app.callbacks import MetricsFiles, Pictures, ProgressLog
@@ -48,6 +49,7 @@ def main(grid: Grid, context: Context) -> None:
     processes.end_with_parent()
     config = read_config(context.run_config)
     artifacts.usable_results_dir(config)
+    tracking.check(config)
     agreement = private.Agreement(config) if config.dataset == private.NAME else None
     shared = None if agreement else datasets.load(config)
     strategy = build_strategy(config)
@@ -86,6 +88,7 @@ def main(grid: Grid, context: Context) -> None:
             MetricsFiles(folder),
             ProgressLog(config.num_server_rounds),
             Pictures(folder, config),
+            *tracking.trackers(config, folder),
             best.BestModel(folder, info, arrays),
             Checkpoints(folder.path, config, strategy, arrays, start),
         ]
@@ -110,6 +113,7 @@ def main(grid: Grid, context: Context) -> None:
                 "final_test_accuracy": final.accuracy if final else None,
                 "final_test_loss": final.loss if final else None,
                 "per_class_accuracy": final.per_class_accuracy if final else None,
+                "client_accuracy": history.client_accuracy(),
                 "rounds": history.rows[-1]["round"],
                 "best_round": (best.best_row(history.rows) or {}).get("round"),
                 "total_seconds": round(time.monotonic() - start, 3),

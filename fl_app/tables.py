@@ -7,6 +7,14 @@ from typing import Any
 
 from fl_app.comparison import Figure, Method, differences
 
+_SPREAD = {
+    "mean": "clients: mean accuracy",
+    "deviation": "clients: deviation",
+    "worst": "clients: worst 10 %",
+    "jain": "clients: Jain's index",
+}
+"""Over the clients' accuracies on their own validation examples."""
+
 
 def verdict(difference: Figure, seeds: int) -> str:
     """Say whether a mean of paired differences is more than chance makes of it.
@@ -32,16 +40,18 @@ def table(methods: Sequence[Method], tail: int) -> tuple[list[str], list[list[st
     """
     header = ["method", "seeds", "rounds", "test accuracy", "test loss"]
     header += ["seconds", "MB up", "MB down"]
+    spread = any(method.spread("mean") for method in methods)
+    header += _SPREAD.values() if spread else []
     if tail:
         header += [
             f"accuracy, last {tail} rounds",
             "its deviation by round",
             f"train loss, last {tail} rounds",
         ]
-    return header, [_row(method, tail) for method in methods]
+    return header, [_row(method, tail, spread=spread) for method in methods]
 
 
-def _row(method: Method, tail: int) -> list[str]:
+def _row(method: Method, tail: int, *, spread: bool) -> list[str]:
     cells = [
         method.label,
         " ".join(map(str, method.seeds)),
@@ -50,6 +60,8 @@ def _row(method: Method, tail: int) -> list[str]:
         _text(method.final("total_seconds"), 0),
         *(f"{_megabytes(method, way):.1f}" for way in ("upload", "download")),
     ]
+    if spread:
+        cells += [_text(method.spread(key), 4) for key in _SPREAD]
     if tail:
         last = (
             method.tail_mean("test_accuracy", tail),

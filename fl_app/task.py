@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fl_app import gradients, optim
+from fl_app import gradients, optim, schedules
 from fl_app.batches import LAYOUT, Augment, Batches, Examples, Normalisation
 from fl_app.config import RunConfig
 
@@ -69,13 +69,19 @@ class TrainOptions:
 
     @classmethod
     def of_round(cls, config: RunConfig, round: int) -> "TrainOptions":
-        """Return the run's options; the learning rate has decayed round - 1 times."""
+        """Return the run's options, with the learning rate of a round."""
         return cls(
             local_epochs=config.local_epochs,
             batch_size=config.batch_size,
             optimizer=config.optimizer,
             learning_rate=config.learning_rate
-            * config.learning_rate_decay ** (round - 1),
+            * schedules.factor(
+                config.learning_rate_schedule,
+                round,
+                num_rounds=config.num_server_rounds,
+                decay=config.learning_rate_decay,
+                warmup_rounds=config.warmup_rounds,
+            ),
             momentum=config.momentum,
             weight_decay=config.weight_decay,
             precision=config.precision,

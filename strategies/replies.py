@@ -7,7 +7,7 @@ the reason, and the round goes on.
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf, isfinite
 from statistics import median
 from typing import Any, Protocol
@@ -43,6 +43,8 @@ class Validation:
     accuracy: float
     loss: float
     num_examples: int
+    by_client: dict[int, float] = field(default_factory=dict)
+    """Each client's accuracy, by its id."""
 
 
 class Collected(Protocol):
@@ -260,7 +262,11 @@ class Tally:
             return None
         num_examples = int(sum(row[wire.NUM_EXAMPLES] for row in rows))
         num_correct = sum(row[wire.NUM_CORRECT] for row in rows)
-        return Validation(num_correct / num_examples, loss, num_examples)
+        by_client = {
+            int(row[wire.CLIENT_IDS]): row[wire.NUM_CORRECT] / row[wire.NUM_EXAMPLES]
+            for row in rows
+        }
+        return Validation(num_correct / num_examples, loss, num_examples, by_client)
 
 
 def _rows(content: RecordDict, name: str, needed: set[str]) -> list[Row]:

@@ -123,8 +123,11 @@ class RoundLoop(Algorithm):
     def validate(
         self, federation: Federation, arrays: Arrays, round: int
     ) -> Validation | None:
-        """Let clients validate the global model of `round`, without training it."""
-        cohort = self._cohort(federation, self.fraction_evaluate, round + 1)
+        """Let all clients validate the global model of `round`, without training it.
+
+        Nobody does where `fraction_evaluate` is 0.
+        """
+        cohort = federation.client_ids if self.fraction_evaluate else []
         request = self._request(round + 1, [], cohort)
         contents = self._contents(federation, arrays, request)
         tally = Tally(

@@ -13,6 +13,7 @@ from fl_app import comparing, comparison, tables
 from fl_app.artifacts import RunFolder
 from fl_app.comparison import Figure
 from fl_app.config import ConfigError
+from fl_app.spread import Spread
 from tests.conftest import make_config
 
 
@@ -20,6 +21,7 @@ def write(
     results: Path, accuracies: list[float], *, finished: bool = True, **options: Any
 ) -> Path:
     """Write the folder of a run with those test accuracies from round 0."""
+    by_client = options.pop("client_accuracy", {})
     name = options.pop("run_name", f"run-{len(list(results.iterdir()))}")
     config = make_config(results_dir=str(results), run_name=name, **options)
     folder = RunFolder.create(config)
@@ -29,6 +31,7 @@ def write(
             "test_accuracy": accuracy,
             "test_loss": 1 - accuracy,
             "train_loss": None if i == 0 else 2 * (1 - accuracy),
+            "seconds": None if i == 0 else 2.5,
             "upload_bytes": None if i == 0 else 1_500_000,
             "download_bytes": None if i == 0 else 500_000,
         }
@@ -41,6 +44,7 @@ def write(
                 "final_test_loss": 1 - accuracies[-1],
                 "rounds": len(accuracies) - 1,
                 "total_seconds": 10.0,
+                "client_accuracy": by_client,
                 "model_sha256": str(accuracies),
             }
         )
@@ -245,3 +249,53 @@ def test_what_is_no_finished_run_is_refused(tmp_path: Path) -> None:
         methods(going_on)
     with pytest.raises(ConfigError, match="is not the folder of a run"):
         methods(tmp_path)
+
+
+def test_the_spread_over_clients_by_hand() -> None:
+    spread = Spread.of([0.5, 1.0, 0.9, 0.8])
+    assert spread.mean == pytest.approx(0.8)
+    assert spread.deviation == pytest.approx(((0.09 + 0.04 + 0.01) / 4) ** 0.5)
+    assert spread.worst == 0.5
+    assert spread.jain == pytest.approx(3.2**2 / (4 * (0.25 + 1 + 0.81 + 0.64)))
+    twenty = Spread.of([0.1, 0.3, *[0.9] * 18])
+    assert twenty.worst == pytest.approx(0.2)  # two of them
+    assert Spread.of([0.7] * 30).jain == pytest.approx(1)
+    assert Spread.of([1.0] + [0.0] * 9).jain == pytest.approx(0.1)
+    assert Spread.of([0.0, 0.0]).jain == 1
+
+
+def test_the_table_tells_the_spread(tmp_path: Path) -> None:
+    runs = [
+        write(tmp_path, [0.1, a], seed=s, client_accuracy={"0": a, "1": a - 0.2})
+        for s, a in ((0, 0.8), (1, 0.9))
+    ]
+    header, (row,) = tables.table(methods(*runs), 0)
+    cells = dict(zip(header, row, strict=True))
+    assert cells["clients: mean accuracy"] == "0.7500 ± 0.0707"
+    assert cells["clients: deviation"] == "0.1000 ± 0.0000"
+    assert cells["clients: worst 10 %"] == "0.6500 ± 0.0707"
+    header, _ = tables.table(methods(write(tmp_path, [0.1, 0.2])), 0)
+    assert "clients: deviation" not in header
+
+
+def test_curves_by_what_was_spent(tmp_path: Path) -> None:
+    (method,) = methods(write(tmp_path, [0.1, 0.5, 0.7]))
+    both = ("upload_bytes", "download_bytes")
+    assert method.spent(both, [0, 1, 2]) == [0, 2_000_000, 4_000_000]
+    assert method.spent(["seconds"], [2]) == [5]
+    (band,) = comparing.bands([method], "test_accuracy", both, 1e-6)
+    assert list(band.places) == [0, 2, 4]
+    assert list(band.means) == [0.1, 0.5, 0.7]
+
+
+def test_what_sends_nothing_has_no_curve_by_bytes(tmp_path: Path) -> None:
+    path = write(tmp_path, [0.1, 0.5], regime="central")
+    text = (path / "metrics.jsonl").read_text()
+    (path / "metrics.jsonl").write_text(
+        text.replace("1500000", "null").replace("500000", "null")
+    )
+    found = methods(write(tmp_path, [0.1, 0.5]), path)
+    sending, central = comparing.bands(found, "test_accuracy", ["upload_bytes"])
+    assert sending.places
+    assert (list(central.places), list(central.means)) == ([], [])
+    assert comparing.picture(found).startswith(b"\x89PNG")

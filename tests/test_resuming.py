@@ -415,3 +415,10 @@ def test_a_checkpoint_round_trips_exactly(tmp_path: Path) -> None:
         1.5,
         {"failed-rounds": 1},
     )
+
+
+def test_a_schedule_that_knows_its_end_keeps_it(tmp_path: Path) -> None:
+    options = QUICK | {"run-name": "run", "learning-rate-schedule": "cosine"}
+    start(tmp_path, given=options | {"num-server-rounds": 2})
+    with pytest.raises(ConfigError, match="num-server-rounds, which must stay 2"):
+        resume(tmp_path, num_server_rounds=4)

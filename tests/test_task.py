@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from fl_app import models, task
+from fl_app.config import ConfigError
 from fl_app.data.augment import rotate_shift
 from tests.conftest import make_config
 
@@ -151,6 +152,33 @@ def test_the_learning_rate_decays_each_round() -> None:
     config = make_config(learning_rate=0.4, learning_rate_decay=0.5)
     rates = [task.TrainOptions.of_round(config, r).learning_rate for r in (1, 2, 3)]
     assert rates == [0.4, 0.2, 0.1]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "warmup", "expected"),
+    [
+        ("exponential", 2, [1 / 3, 2 / 3, 1, 0.5, 0.25]),
+        ("linear", 0, [1, 0.8, 0.6, 0.4, 0.2]),
+        ("linear", 1, [0.5, 1, 0.75, 0.5, 0.25]),
+        ("cosine", 1, [0.5, 1, (1 + 0.5**0.5) / 2, 0.5, (1 - 0.5**0.5) / 2]),
+    ],
+)
+def test_schedules(schedule: str, warmup: int, expected: list[float]) -> None:
+    config = make_config(
+        learning_rate=1.0,
+        learning_rate_schedule=schedule,
+        learning_rate_decay=0.5,
+        warmup_rounds=warmup,
+        num_server_rounds=5,
+    )
+    rounds = range(1, 6)
+    rates = [task.TrainOptions.of_round(config, r).learning_rate for r in rounds]
+    assert rates == pytest.approx(expected)
+
+
+def test_a_warmup_leaves_rounds_to_train() -> None:
+    with pytest.raises(ConfigError, match="warmup-rounds = 5 must be less than"):
+        make_config(warmup_rounds=5, num_server_rounds=5)
 
 
 def test_adam_trains() -> None:
