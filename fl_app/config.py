@@ -103,6 +103,7 @@ class RunConfig(BaseModel):
     fraction_train: float = Field(gt=0, le=1)
     fraction_evaluate: float = Field(ge=0, le=1)
     evaluate_every: int = Field(ge=1)
+    evaluate_training: bool
     min_nodes: int = Field(ge=1)
     node_timeout: float = Field(gt=0, allow_inf_nan=False)
     min_fraction: float = Field(ge=0, le=1)
@@ -202,6 +203,11 @@ class RunConfig(BaseModel):
             raise ConfigError(
                 f"patience = {config.patience} needs validation: validation-fraction "
                 "and fraction-evaluate must be above 0"
+            )
+        if config.evaluate_training and config.dataset == "private":
+            raise ConfigError(
+                "evaluate-training = true is not allowed with dataset = 'private': the "
+                "server has none of the clients' examples"
             )
         if config.warmup_rounds >= config.num_server_rounds:
             raise ConfigError(

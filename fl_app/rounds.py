@@ -24,14 +24,19 @@ class GlobalTest:
     It is for reporting only: nothing is ever chosen by it.
     """
 
-    def __init__(self, dataset: "Dataset", info: ModelInfo) -> None:
+    def __init__(
+        self, dataset: "Dataset", info: ModelInfo, *, training: Any = None
+    ) -> None:
+        """Take the test split, or those of the training examples (their indices)."""
         import torch
 
         from fl_app import models, task
 
-        self._examples = task.Examples(
-            torch.tensor(dataset.test_images), torch.tensor(dataset.test_labels)
-        )
+        images, labels = dataset.test_images, dataset.test_labels
+        if training is not None:
+            images = dataset.train_images[training]
+            labels = dataset.train_labels[training]
+        self._examples = task.Examples(torch.tensor(images), torch.tensor(labels))
         self._num_classes = len(info.class_names)
         self._model = task.place(
             models.build(info.model, info.input_shape, self._num_classes, seed=0)
@@ -84,14 +89,26 @@ class History:
         for callback in self._callbacks:
             callback.on_start(counts, class_names, client_names)
 
-    def add(self, result: RoundResult | None, test: Judged | None) -> None:
-        """Add a round's row; the one before is complete by then."""
+    def add(
+        self,
+        result: RoundResult | None,
+        test: Judged | None,
+        training: Judged | None = None,
+    ) -> None:
+        """Add a round's row; the one before is complete by then.
+
+        Args:
+            result: the round; None for round 0.
+            test: the new model's result on the test split; None if not measured.
+            training: likewise, on the training examples of all clients.
+        """
         self.rows.append(
             {
                 "round": result.round if result else 0,
                 "test_accuracy": test.accuracy if test else None,
                 "test_loss": test.loss if test else None,
                 "train_loss": result.train_loss if result else None,
+                "global_train_loss": training.loss if training else None,
                 "validation_accuracy": None,
                 "validation_loss": None,
                 "update_norm": result.update_norm if result else None,
@@ -132,6 +149,7 @@ def run_rounds(
     arrays: Arrays,
     *,
     test: GlobalTest,
+    training: GlobalTest | None = None,
     history: History,
     first: int = 0,
     patience: int = 0,
@@ -144,6 +162,8 @@ def run_rounds(
         federation: the nodes and clients.
         arrays: the global model of round first - 1, or the initial one.
         test: the test split.
+        training: the training examples of all clients, if the global model is to be
+            judged on them too.
         history: takes in each round.
         first: the round to begin with; 0 is the evaluation of the initial model.
         patience: rounds without a better validation accuracy after which training
@@ -151,7 +171,7 @@ def run_rounds(
     """
     result = test(arrays)
     if first == 0:
-        history.add(None, result)
+        history.add(None, result, training(arrays) if training else None)
     begin = max(1, first)
     if first > 0 and best.out_of_patience(history.rows, patience):
         begin = last + 1  # the run had ended when it was stopped
@@ -161,7 +181,8 @@ def run_rounds(
         ends = best.out_of_patience(history.rows, patience)
         due = strategy.evaluates(round.round) or ends or round.round == last
         result = test(arrays) if due else None
-        history.add(round, result)
+        seen = training(arrays) if training and due else None
+        history.add(round, result, seen)
         if ends and not strategy.gave_up:  # it says so when asked for the next
             break
     history.validated(strategy.validate(federation, arrays, len(history.rows) - 1))

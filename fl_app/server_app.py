@@ -103,6 +103,7 @@ def main(grid: Grid, context: Context) -> None:
                 federation,
                 arrays,
                 test=GlobalTest(dataset, info),
+                training=training_set(config, dataset, info, federation.num_nodes),
                 history=history,
                 first=first,
                 patience=config.patience,
@@ -182,6 +183,16 @@ def initial_model(
                 "of the same model and data set, or leave initial-model empty"
             ) from None
     return task.get_arrays(model), info
+
+
+def training_set(
+    config: RunConfig, dataset: "Dataset", info: ModelInfo, num_nodes: int
+) -> GlobalTest | None:
+    """Return what judges a model on all that clients train on, if that is asked for."""
+    if not config.evaluate_training:
+        return None
+    clients = dataset.partition(config, num_nodes)
+    return GlobalTest(dataset, info, training=clients.merged().split(0)[0])
 
 
 def check_model(strategy: FedAvg, info: ModelInfo) -> None:

@@ -47,6 +47,7 @@ def table(methods: Sequence[Method], tail: int) -> tuple[list[str], list[list[st
             f"accuracy, last {tail} rounds",
             "its deviation by round",
             f"train loss, last {tail} rounds",
+            f"global train loss, last {tail} rounds",
         ]
     return header, [_row(method, tail, spread=spread) for method in methods]
 
@@ -67,6 +68,7 @@ def _row(method: Method, tail: int, *, spread: bool) -> list[str]:
             method.tail_mean("test_accuracy", tail),
             method.tail_deviation("test_accuracy", tail),
             method.tail_mean("train_loss", tail),
+            method.tail_mean("global_train_loss", tail),
         )
         cells += [_text(figure, 4) for figure in last]
     return cells
@@ -105,13 +107,18 @@ def records(methods: Sequence[Method], tail: int) -> list[dict[str, Any]]:
             "seed": run.seed,
             **run.summary,
             "tail_rounds": tail,
-            "tail_accuracy": fmean(last) if last else None,
+            "tail_accuracy": _mean(last),
+            "tail_global_train_loss": _mean(run.tail("global_train_loss", tail)),
             "tail_accuracy_deviation": stdev(last) if len(last) > 1 else None,
         }
         for method in methods
         for run in method.runs
         for last in [run.tail("test_accuracy", tail) if tail else []]
     ]
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return fmean(values) if values else None
 
 
 def difference_lines(methods: Sequence[Method]) -> list[str]:

@@ -17,6 +17,7 @@ _TAGS = {
     "test_accuracy": "accuracy/test",
     "test_loss": "loss/test",
     "train_loss": "loss/training",
+    "global_train_loss": "loss/training, global model",
     "update_norm": "updates/norm",
     "update_cosine": "updates/cosine",
     "num_clients": "clients/counted in",

@@ -1,5 +1,6 @@
 """Whole runs in this process: the real apps, on nodes that are function calls."""
 
+import itertools
 import json
 import math
 import time
@@ -16,7 +17,7 @@ from fl_app import client_app, plots, server_app, task
 from fl_app.artifacts import RunFolder, model_sha256, read_model
 from fl_app.config import ConfigError
 from strategies.federation import FederationError
-from tests.conftest import default_options
+from tests.conftest import default_options, make_config
 from tests.local_grid import LocalGrid, app_node
 
 QUICK = {
@@ -366,3 +367,26 @@ def snapshot(content: RecordDict) -> dict[str, Any]:
         }
         for name, record in content.items()
     }
+
+
+def test_the_global_model_is_judged_on_what_clients_train_on(tmp_path: Path) -> None:
+    """With one step on all examples, clients' mean loss is the global model's."""
+    folder = run(
+        tmp_path,
+        evaluate_training=True,
+        partitioner="iid",
+        num_clients=3,
+        batch_size=5000,
+        local_epochs=1,
+        augment=False,
+        evaluate_every=1,
+    )
+    rows = folder.metrics()
+    for before, after in itertools.pairwise(rows):
+        assert before["global_train_loss"] == pytest.approx(after["train_loss"])
+    assert rows[-1]["global_train_loss"] < rows[0]["global_train_loss"]
+
+
+def test_a_server_without_data_cannot_judge_training() -> None:
+    with pytest.raises(ConfigError, match="evaluate-training = true is not allowed"):
+        make_config(dataset="private", evaluate_training=True)
