@@ -5,6 +5,8 @@ name in Flower's config.toml, and the defaults of `startup` in the environment's
 """
 
 import os
+import shlex
+import sys
 import sysconfig
 import tomllib
 from collections.abc import Callable
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from fl_app import startup
+from fl_app import startup, warm
 from fl_app.artifacts import write_atomically
 from fl_app.config import PROJECT_VARIABLE, ConfigError
 
@@ -27,7 +29,7 @@ ADDRESS = ":local-in-memory:"
 """A SuperLink that Flower starts when needed, with no state in files: every local
 SuperLink of a user would share one database, and take runs from one another."""
 
-_HOOK = "_fl_app_startup"
+_HOOK, _WARM = "_fl_app_startup", "_fl_app_warm"
 
 
 class SetupError(RuntimeError):
@@ -129,19 +131,31 @@ def hook_is_current(project: Path) -> bool:
 
 
 def _hook(project: Path) -> list[tuple[Path, str]]:
-    """Return the files of the start-up hook, with their contents."""
+    """Return the files of the start-up hook and of `warm`, with their contents."""
     call = f"import {_HOOK}; {_HOOK}.apply({str(project)!r})\n"
+    script = _site_packages() / f"{_WARM}.py"
+    command = shlex.join([sys.executable, "-P", str(script)])
     return [
         (_site_packages() / f"{_HOOK}.py", Path(startup.__file__).read_text()),
         (_site_packages() / f"{_HOOK}.pth", call),
+        (script, Path(warm.__file__).read_text()),
+        (warm_commands() / "flower-superexec", f'#!/bin/sh\nexec {command} "$@"\n'),
     ]
+
+
+def warm_commands() -> Path:
+    """Return the folder that a SuperNode's PATH begins with to run `warm`."""
+    return Path(sys.prefix) / "libexec" / "fl-app"
 
 
 def _write_hook(project: Path) -> bool:
     if hook_is_current(project):
         return False
     for path, text in _hook(project):
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, text.encode())
+        if text.startswith("#!"):
+            path.chmod(0o755)
     return True
 
 

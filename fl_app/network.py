@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from fl_app import certificates, running
+from fl_app import certificates, environment, running
 from fl_app.config import ConfigError, RunConfig
 from fl_app.data import private, reading
 from fl_app.environment import SetupError
@@ -56,24 +56,32 @@ class Process:
 class Network:
     """Starts processes, and ends them with all that they have started."""
 
-    def __init__(self, folder: Path, project: Path) -> None:
+    def __init__(self, folder: Path, project: Path, *, warm: bool = True) -> None:
         """Keep where files go.
 
         Args:
             folder: for keys, databases and logs; of this network alone.
             project: the working directory of all processes.
+            warm: whether nodes fork processes that have PyTorch imported (see `warm`).
         """
         self.folder = folder
+        self._warm = warm
         self._project = project
         self._mark = secrets.token_hex(8)
         self._processes: list[Process] = []
         self.port = 0
 
-    def start(self, name: str, *command: str) -> Process:
-        """Start a command of this environment; its output goes to NAME.log."""
+    def start(self, name: str, *command: str, path: Sequence[Path] = ()) -> Process:
+        """Start a command of this environment; its output goes to NAME.log.
+
+        Its PATH begins with `path`, then this environment's commands.
+        """
+        scripts = Path(sys.executable).parent
+        commands = [*map(str, [*path, scripts]), os.environ.get("PATH", os.defpath)]
         variables = {
             **os.environ,
             _MARK: self._mark,
+            "PATH": os.pathsep.join(commands),
             "FLWR_HOME": str(self.folder / "flower" / name),
             "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
             "NO_PROXY": ",".join(filter(None, (os.environ.get("NO_PROXY"), _HOST))),
@@ -81,7 +89,7 @@ class Network:
         log = self.folder / f"{name}.log"
         with log.open("ab") as output:
             popen = subprocess.Popen(
-                [*_MORTAL, str(Path(sys.executable).parent / command[0]), *command[1:]],
+                [*_MORTAL, str(scripts / command[0]), *command[1:]],
                 cwd=self._project,
                 env=variables,
                 stdin=subprocess.DEVNULL,
@@ -138,6 +146,7 @@ class Network:
             *("--auth-supernode-private-key", str(self.folder / f"{name}.key")),
             *("--host", _HOST, "--port", str(free_port())),
             *("--node-config", node_config(config)),
+            path=[environment.warm_commands()] if self._warm else [],
         )
 
     def wait_online(self, connection: "Connection", nodes: Sequence[Process]) -> None:
@@ -223,7 +232,7 @@ def _environment(pid: int) -> list[bytes]:
 
 @contextlib.contextmanager
 def federation(
-    project: Path, nodes: Sequence[Mapping[str, Any]]
+    project: Path, nodes: Sequence[Mapping[str, Any]], *, warm: bool = True
 ) -> Iterator["Connection"]:
     """Run a SuperLink and nodes, authenticated over TLS, for as long as the block.
 
@@ -232,6 +241,7 @@ def federation(
     Args:
         project: the working directory of all processes.
         nodes: the configuration of each node.
+        warm: see `Network`.
 
     Raises:
         SetupError: a process does not start.
@@ -239,7 +249,7 @@ def federation(
     from fl_app.submission import Connection
 
     with tempfile.TemporaryDirectory(prefix="fl-app-network-") as folder:
-        network = Network(Path(folder), project)
+        network = Network(Path(folder), project, warm=warm)
         names = [f"node{i}" for i in range(len(nodes))]
         certificates.make(network.folder, hosts=[_HOST], nodes=names, days=7)
         try:

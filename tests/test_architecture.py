@@ -25,7 +25,7 @@ STRATEGY_LAYERS = [
 ]
 APP_LAYERS = [
     {"models"},
-    {"config", "startup", "processes"},
+    {"config", "startup", "processes", "warm"},
     {
         "optim",
         "batches",
@@ -124,14 +124,14 @@ def test_torch_and_plots_know_nothing_of_flower(module: str) -> None:
     assert not any(name.split(".")[0] == "flwr" for name in names)
 
 
-def test_flower_internals_are_used_in_two_files() -> None:
+def test_flower_internals_are_used_in_three_files() -> None:
     private = ("flwr.cli.", "flwr.common", "flwr.proto", "flwr.supercore", "flwr.super")
     users = {
         path.name
         for path in [*sources("fl_app"), *sources("strategies")]
         if any(name.startswith(private) for name in imports(path))
     }
-    assert users == {"submission.py", "environment.py"}
+    assert users == {"submission.py", "environment.py", "warm.py"}
 
 
 def test_only_config_reads_the_run_config() -> None:
