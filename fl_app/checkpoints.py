@@ -74,6 +74,7 @@ def write(run: Path, checkpoint: Checkpoint, config: RunConfig) -> None:
         "label_counts": checkpoint.label_counts,
         "seconds": checkpoint.seconds,
         "strategy": checkpoint.strategy_state,
+        "order": list(checkpoint.arrays),
     }
     named = {
         **{_MODEL + name: a for name, a in checkpoint.arrays.items()},
@@ -134,7 +135,7 @@ def _read(path: Path, config: RunConfig) -> Checkpoint:
             raise CheckpointError("it is of a run with other options")
         return Checkpoint(
             round=described["round"],
-            arrays=_below(_MODEL, tensors),
+            arrays={name: tensors[_MODEL + name] for name in described["order"]},
             rows=described["rows"],
             label_counts=described["label_counts"],
             seconds=described["seconds"],

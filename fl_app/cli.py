@@ -66,6 +66,9 @@ def run(
         int | None,
         typer.Option(help="Simulated nodes. Default: one a GPU, or else one a core."),
     ] = None,
+    quantization: Annotated[
+        bool, typer.Option("--quantization", help='Short for compression="int8".')
+    ] = False,
 ) -> None:
     """Train a federation, simulated on this machine, and draw its curves."""
     from fl_app import following, running, simulation
@@ -74,6 +77,8 @@ def run(
     environment.check_nodes(num_nodes)
     project = environment.find_project()
     environment.setup(project)
+    if quantization:
+        run_config = ['compression="int8"', *(run_config or [])]
     config, given = resolve(run_config)
     with console.status("reading the data", spinner="dots"):
         config = running.prepare(config, num_nodes)

@@ -19,7 +19,8 @@ from flwr.app import (
 )
 from flwr.clientapp import ClientApp
 
-from fl_app import client_states, processes
+import strategies
+from fl_app import mods, processes
 from fl_app.client_states import ClientStates
 from fl_app.client_work import ClientWork, Memories, Row
 from fl_app.config import ConfigError, RunConfig
@@ -68,13 +69,13 @@ def query(message: Message, context: Context) -> Message:
     return Message(RecordDict({wire.HOSTED: wire.pack(hosted)}), reply_to=message)
 
 
-@app.train()
+@app.train(mods=[mods.compress])
 def train(message: Message, context: Context) -> Message:
     """Validate the global model where asked, then train the clients of the message."""
     return _work(message, context)
 
 
-@app.evaluate()
+@app.evaluate(mods=[mods.compress])
 def evaluate(message: Message, context: Context) -> Message:
     """Validate the global model on the clients of the message."""
     return _work(message, context)
@@ -98,7 +99,8 @@ def _train_and_validate(message: Message, context: Context, deadline: float) -> 
     slow = wire.integers(task, wire.EPOCHS)
     epochs = dict(zip(train_ids, slow, strict=True)) if slow else {}
     round = wire.integer(task, wire.ROUND)
-    memories = _memories(message, context, sorted({*train_ids, *evaluate_ids}))
+    keeps_state = strategies.load(space.config.strategy).KEEPS_STATE
+    memories = _memories(message, context, keeps_state=keeps_state)
     work = ClientWork(space, received, round, dict(options), deadline, memories)
 
     total = aggregation.ExactSum(work.summed, wire.integer(task, wire.COHORT_SIZE))
@@ -141,21 +143,13 @@ def _train_and_validate(message: Message, context: Context, deadline: float) -> 
     return Message(reply, reply_to=message)
 
 
-def _memories(message: Message, context: Context, clients: list[int]) -> Memories:
+def _memories(message: Message, context: Context, *, keeps_state: bool) -> Memories:
     """Return what the clients of a message remember."""
-    place = wire.find(message.content, wire.STATES, ConfigRecord)
+    task = wire.take(message.content, wire.TASK, ConfigRecord)
     beside = wire.find(message.content, wire.BESIDE, ArrayRecord)
     received = wire.unpack(beside) if beside else {}
-    if place is None:
-        return Memories(received)
-    task = wire.take(message.content, wire.TASK, ConfigRecord)
-    rounds = wire.integers(task, wire.STATE_ROUNDS)
-    states = ClientStates(
-        str(place[wire.FOLDER]),
-        str(place[wire.TOKEN]),
-        str(context.node_config.get(client_states.NODE_OPTION, "")),
-    )
-    return Memories(received, states, dict(zip(clients, rounds, strict=True)))
+    states = ClientStates.of(message, context) if keeps_state else None
+    return Memories(received, states, wire.states_in(task))
 
 
 @contextmanager

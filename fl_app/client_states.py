@@ -12,8 +12,10 @@ import secrets
 from pathlib import Path
 
 import numpy as np
+from flwr.app import ConfigRecord, Context, Message
 
 from fl_app.artifacts import RunFolder, write_atomically
+from strategies import wire
 from strategies.wire import Arrays
 
 FOLDER = "client-states"
@@ -48,7 +50,9 @@ def prepare(folder: RunFolder) -> tuple[str, str]:
 class ClientStates:
     """The states of a run's clients, as far as this node has them."""
 
-    def __init__(self, folder: str, token: str, own: str = "") -> None:
+    def __init__(
+        self, folder: str, token: str, own: str = "", *, kind: str = "strategy"
+    ) -> None:
         """Find the folder.
 
         Args:
@@ -56,17 +60,30 @@ class ClientStates:
             token: what must lie in it for it to be the run's.
             own: where this node keeps states of runs whose folder it does not see;
                 empty for $FL_APP_STATE, or the user's state folder.
+            kind: whose states: a client may keep several.
 
         Raises:
             StateError: the server sent no token.
         """
         if not re.fullmatch(r"[0-9a-f]{16}", token):
             raise StateError(f"{token!r} is no token of a run")
+        self._kind = kind
         named = Path(folder)
         self.folder = named
         if _token_in(named) != token:
             run = f"{named.parent.name}-{token}"
             self.folder = Path(own).expanduser() / run if own else _home() / run
+
+    @classmethod
+    def of(
+        cls, message: Message, context: Context, *, kind: str = "strategy"
+    ) -> "ClientStates | None":
+        """Return what a message says of states; None if nothing is to be remembered."""
+        place = wire.find(message.content, wire.STATES, ConfigRecord)
+        if place is None:
+            return None
+        own = str(context.node_config.get(NODE_OPTION, ""))
+        return cls(str(place[wire.FOLDER]), str(place[wire.TOKEN]), own, kind=kind)
 
     def read(self, client: int, round: int) -> Arrays:
         """Return a client's state after a round; nothing for round 0.
@@ -120,7 +137,8 @@ class ClientStates:
             self._path(client, number).unlink(missing_ok=True)
 
     def _path(self, client: int, round: int) -> Path:
-        return self.folder / f"client-{client}" / f"round-{round:06d}.safetensors"
+        owner = self.folder / self._kind / f"client-{client}"
+        return owner / f"round-{round:06d}.safetensors"
 
 
 def _token_in(folder: Path) -> str:

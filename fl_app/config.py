@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 import strategies
 from fl_app import models
+from fl_app.compression import FEEDBACK
 
 PROJECT_VARIABLE = "FL_APP_PROJECT"
 """Environment variable with the project's folder, set by what `fl-app setup` leaves."""
@@ -118,6 +119,12 @@ class RunConfig(BaseModel):
     batch_size: int = Field(ge=1)
     optimizer: Literal["sgd", "adam"]
     learning_rate: float = Field(gt=0, allow_inf_nan=False)
+    compression: Literal["none", "int8", "int4", "fp16", "topk", "topk-int8"]
+    compression_ratio: float = Field(gt=0, le=1)
+    compression_rounding: Literal["stochastic", "nearest"]
+    error_feedback: bool
+    download_compression: Literal["none", "int8", "int4", "fp16"]
+
     learning_rate_schedule: Literal["exponential", "cosine", "linear"]
     learning_rate_decay: float = Field(gt=0, le=1)
     warmup_rounds: int = Field(ge=0)
@@ -189,6 +196,11 @@ class RunConfig(BaseModel):
             fraction = values.get("fraction-train")
             usable = isinstance(fraction, float | int) and 0 < fraction <= 1
             values["fraction-evaluate"] = fraction if usable else 1.0
+        if values.get("error-feedback") == "auto":
+            values["error-feedback"] = values.get("compression") in FEEDBACK
+        if values.get("compression-rounding") == "auto":
+            kept = values.get("error-feedback") is True
+            values["compression-rounding"] = "nearest" if kept else "stochastic"
         prefix = f"{values.get('strategy')}."
         values["strategy-options"] = {
             key.removeprefix(prefix): value

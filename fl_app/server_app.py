@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from fl_app import (
     best,
     client_states,
     environment,
+    mods,
     processes,
     report,
     resuming,
@@ -67,7 +69,7 @@ def main(grid: Grid, context: Context) -> None:
     check_model(strategy, info)
     with resuming.opened(config, federation.label_counts) as (folder, checkpoint):
         log.info("Results go to %s", folder.path)
-        if strategy.KEEPS_STATE:
+        if strategy.remembers:
             place, token = client_states.prepare(folder)
             federation.states = ConfigRecord({wire.FOLDER: place, wire.TOKEN: token})
         first, rows = 0, []
@@ -213,10 +215,18 @@ def build_strategy(config: RunConfig) -> FedAvg:
         ConfigError: one of its options is not allowed.
     """
     try:
-        return strategies.build(
+        strategy = strategies.build(
             config.strategy,
             config.options(),
             config.strategy_options,
         )
     except (TypeError, ValueError) as error:
         raise ConfigError(f"strategy = {config.strategy!r}: {error}") from None
+    up = config.compression != "none"
+    down = config.download_compression != "none"
+    strategy.compress(
+        partial(mods.upload_codec, config) if up else None,
+        partial(mods.download_codec, config) if down else None,
+        feedback=config.error_feedback,
+    )
+    return strategy

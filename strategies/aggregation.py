@@ -11,6 +11,7 @@ the spacing of float32 weights.
 """
 
 from collections.abc import Callable, Mapping
+from math import fsum
 from typing import Any
 
 import numpy as np
@@ -211,14 +212,14 @@ def is_statistic(name: str, array: _Array) -> bool:
 def norm(update: Mapping[str, _Array]) -> float:
     """Return the Euclidean norm over all float arrays, accumulated in float64.
 
-    What travels beside the update does not count.
+    What travels beside the update does not count, nor does the arrays' order.
     """
     squares = (
         float(np.square(array, dtype=np.float64).sum())
         for name, array in update.items()
         if array.dtype.kind == "f" and not name.startswith(BESIDE)
     )
-    return float(np.sqrt(sum(squares)))
+    return float(np.sqrt(fsum(squares)))
 
 
 def to_moments(arrays: Mapping[str, _Array]) -> Arrays:

@@ -1,7 +1,10 @@
 """What strategies, training and the server hand each other."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+import numpy as np
 
 from strategies import wire
 from strategies.replies import ClientFailure, Validation, weighted_mean
@@ -42,6 +45,20 @@ class LocalTraining(Protocol):
 
     def __call__(self, *, term: Term | None = None) -> dict[str, float]:
         """Run all local epochs."""
+
+
+class Codec(Protocol):
+    """Makes arrays small for their way, and whole again."""
+
+    def encode(self, update: Mapping[str, Any], rng: np.random.Generator) -> Arrays:
+        """Return what is sent."""
+
+    def decode(self, arrays: Mapping[str, Any]) -> Arrays:
+        """Return what was encoded; raises `ValueError` for what never was."""
+
+
+CodecFor = Callable[[Arrays], Codec]
+"""Returns the codec for arrays laid out as some."""
 
 
 @dataclass

@@ -119,6 +119,7 @@ class Tally:
         limit: NormLimit | None = None,
         num_steps: Mapping[int, int] | None = None,
         validation_fraction: float | None = None,
+        decode: Callable[[Arrays], Arrays] | None = None,
     ) -> None:
         """Start empty.
 
@@ -129,7 +130,9 @@ class Tally:
             num_steps: local steps of each client, where the algorithm relies on them.
             validation_fraction: share of its examples that each client keeps for
                 validation; None where that is not known.
+            decode: makes an update of what a client sends; None if that is one.
         """
+        self._decode = decode
         self._num_examples = num_examples
         self.total = total or ExactSum({}, 1)
         self._limit = limit
@@ -235,7 +238,8 @@ class Tally:
                 record = wire.find(reply.content, name, ArrayRecord)
                 if record is None:
                     raise UpdateError("it holds no update")
-                self._add_update(client, wire.unpack(record))
+                sent = wire.unpack(record)
+                self._add_update(client, self._decode(sent) if self._decode else sent)
             except Exception as error:  # whatever a client may send
                 reason = f"bad reply: {type(error).__name__}: {error}"
                 refused.append(ClientFailure(client, reply.node_id, reason, reason))

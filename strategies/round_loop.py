@@ -11,8 +11,9 @@ from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from strategies import aggregation, wire
 from strategies.algorithm import Algorithm
 from strategies.federation import Federation, FederationError, sample_cohort
-from strategies.interfaces import RoundResult, ServerState
+from strategies.interfaces import CodecFor, RoundResult, ServerState
 from strategies.known_states import KnownStates
+from strategies.randomness import keyed_generator
 from strategies.replies import Collected, NormLimit, Tally, Validation
 from strategies.requests import Request
 from strategies.stragglers import KEEP, Stragglers
@@ -66,6 +67,24 @@ class RoundLoop(Algorithm):
         self._failed_rounds = 0  # in a row, until now
         self._states = KnownStates()
         self._population = 0  # training examples of all clients
+        self._upload: CodecFor | None = None
+        self._download: CodecFor | None = None
+        self.remembers = self.KEEPS_STATE
+        """Whether clients keep something from one round to the next."""
+
+    def compress(
+        self, upload: CodecFor | None, download: CodecFor | None, *, feedback: bool
+    ) -> None:
+        """Have updates, and the global model on its way out, sent in code.
+
+        Args:
+            upload: codec for arrays laid out as an update; None to send them as are.
+            download: codec for arrays laid out as the model; likewise.
+            feedback: whether clients keep what their codec leaves out.
+        """
+        self._upload, self._download = upload, download
+        self.single_updates = self.single_updates or upload is not None
+        self.remembers = self.remembers or (feedback and upload is not None)
 
     def state(self) -> ServerState:
         """Return what `restore` needs for the next round to be as if never stopped."""
@@ -173,6 +192,9 @@ class RoundLoop(Algorithm):
         """Return one message content per node; the model's record is one for all."""
         options = ConfigRecord({**self.client_options(request.round)})
         shared: dict[str, ArrayRecord | ConfigRecord]
+        if self._download is not None:
+            draws = keyed_generator(self.seed, "download", round=request.round)
+            arrays = self._download(arrays).encode(arrays, draws)
         shared = {wire.MODEL: wire.pack(arrays), wire.STRATEGY: options}
         if beside := self.client_arrays():
             shared[wire.BESIDE] = wire.pack(beside)
@@ -185,7 +207,7 @@ class RoundLoop(Algorithm):
             evaluate,
             budget(self.round_timeout),
             self.single_updates,
-            states=self._states if self.KEEPS_STATE else None,
+            states=self._states if self.remembers else None,
         )
 
     def _round(self, federation: Federation, arrays: Arrays, round: int) -> RoundResult:
@@ -205,7 +227,8 @@ class RoundLoop(Algorithm):
             request = replace(request, epochs=epochs)
         contents = self._contents(federation, arrays, request)
         base = aggregation.to_moments(arrays) if self.pooled else arrays
-        total = self.collect(self.summed(base), len(cohort))
+        sent = self.summed(base)
+        total = self.collect(sent, len(cohort))
         steps = self._num_steps(federation, drawn, round) if self.COUNTS_STEPS else None
         tally = Tally(
             federation.num_examples,
@@ -213,6 +236,7 @@ class RoundLoop(Algorithm):
             self._limit,
             steps,
             self._validation_fraction,
+            self._upload(sent).decode if self._upload else None,
         )
         for reply in federation.exchange(
             contents, wire.TRAIN, timeout=self.round_timeout

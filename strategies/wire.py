@@ -132,6 +132,17 @@ def integers(record: ConfigRecord, key: str) -> list[int]:
     return [int(value) for value in values]
 
 
+def states_in(task: ConfigRecord) -> dict[int, int]:
+    """Return the round whose state each client of a message is to take.
+
+    Raises:
+        ValueError: they are not as many as the clients.
+    """
+    rounds = integers(task, STATE_ROUNDS)
+    clients = {*integers(task, TRAIN_IDS), *integers(task, EVALUATE_IDS)}
+    return dict(zip(sorted(clients), rounds, strict=True)) if rounds else {}
+
+
 def take(content: RecordDict, name: str, kind: type[R]) -> R:
     """Return a record of the given kind.
 

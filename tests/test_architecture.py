@@ -24,7 +24,10 @@ STRATEGY_LAYERS = [
     {"scaffold"},
 ]
 APP_LAYERS = [
-    {"models"},
+    {"compression.layout"},
+    {"compression.half", "compression.quantised"},
+    {"compression.sparse"},
+    {"models", "compression"},
     {"config", "startup", "processes", "warm"},
     {
         "optim",
@@ -49,7 +52,7 @@ APP_LAYERS = [
     {"checkpoints"},
     {"resuming"},
     {"workspace", "rounds", "client_states"},
-    {"client_work"},
+    {"client_work", "mods"},
     {"client_app", "server_app", "following", "submission", "certificates"},
     {"running", "doctor"},
     {"simulation", "network", "reach", "baseline", "describing"},

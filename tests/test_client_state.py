@@ -258,7 +258,7 @@ def test_a_client_whose_state_is_lost_is_left_out_with_the_reason(
     tmp_path: Path,
 ) -> None:
     folder = start(tmp_path, **{"fraction-train": 1.0, "num-server-rounds": 2})
-    for file in folder.path.glob(f"{client_states.FOLDER}/client-4/*"):
+    for file in folder.path.glob(f"{client_states.FOLDER}/strategy/client-4/*"):
         file.unlink()
     folder = start(tmp_path, resume="run", **{"num-server-rounds": 3})
     (failed,) = [row for row in folder.clients() if row.get("failure")]
