@@ -3,8 +3,8 @@
     .venv/bin/python benchmarks/codec.py
 
 The update is of the CNN of McMahan et al. on MNIST's shape (1,663,370 parameters). Each
-codec is timed many times in turn with a plain copy of the same arrays; the figure is the
-median, and the ratio is to that copy's.
+codec is timed many times, in turn with a plain copy of the same arrays; the figure is
+the median, and the ratio is to that copy's.
 """
 
 import json

@@ -4,9 +4,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from fl_app import cli, simulation
+from fl_app.config import RunConfig
 from tests.conftest import PROJECT
 
 FL_APP = Path(sys.executable).parent / "fl-app"
@@ -134,3 +138,28 @@ def test_a_network_is_refused_in_one_line(
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith("error: ")
     assert said in line
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["--quantization"], "int8"),
+        (["--quantization", "-c", 'compression="int4"'], "int4"),
+        ([], "none"),
+    ],
+)
+def test_quantization_is_short_for_int8(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: list[str], expected: str
+) -> None:
+    """What is said in full wins."""
+    started = []
+
+    def noting(console: Any, project: Any, config: RunConfig, *rest: Any) -> str:
+        started.append(config.compression)
+        return "not run: a test"
+
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path))
+    monkeypatch.setattr(simulation, "run", noting)
+    done = CliRunner().invoke(cli.cli, ["run", *given])
+    assert done.exit_code == 1
+    assert started == [expected]
