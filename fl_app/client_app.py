@@ -69,7 +69,7 @@ def query(message: Message, context: Context) -> Message:
     return Message(RecordDict({wire.HOSTED: wire.pack(hosted)}), reply_to=message)
 
 
-@app.train(mods=[mods.compress])
+@app.train(mods=[mods.tell_states, mods.compress])
 def train(message: Message, context: Context) -> Message:
     """Validate the global model where asked, then train the clients of the message."""
     return _work(message, context)

@@ -21,9 +21,9 @@ from strategies.wire import Arrays
 FOLDER = "client-states"
 STATE_VARIABLE = "FL_APP_STATE"
 NODE_OPTION = "state-path"
-KEPT = 3
-"""Newest rounds that are kept of a client: a run that goes on from the older of its two
-checkpoints names a round before the last two."""
+_EARLIER = 2
+"""Counted rounds that are kept before the newest: a run that goes on from the older of
+its two checkpoints names one of them."""
 
 _TOKEN = "token"
 _NAME = re.compile(r"round-(\d{6})\.safetensors")
@@ -58,8 +58,8 @@ class ClientStates:
         Args:
             folder: the run's, as the server names it.
             token: what must lie in it for it to be the run's.
-            own: where this node keeps states of runs whose folder it does not see;
-                empty for $FL_APP_STATE, or the user's state folder.
+            own: where this node is to keep states; empty for the run's folder if it
+                can be written, else $FL_APP_STATE, or the user's state folder.
             kind: whose states: a client may keep several.
 
         Raises:
@@ -69,10 +69,12 @@ class ClientStates:
             raise StateError(f"{token!r} is no token of a run")
         self._kind = kind
         named = Path(folder)
-        self.folder = named
-        if _token_in(named) != token:
-            run = f"{named.parent.name}-{token}"
-            self.folder = Path(own).expanduser() / run if own else _home() / run
+        seen = _token_in(named) == token and os.access(named, os.W_OK)
+        self.is_own = bool(own) or not seen
+        """Whether the folder is the node's own, and not the run's."""
+        run = f"{named.parent.name}-{token}"
+        home = Path(own).expanduser() if own else _home()
+        self.folder = home / run if self.is_own else named
 
     @classmethod
     def of(
@@ -107,10 +109,15 @@ class ClientStates:
         except (OSError, SafetensorError) as error:
             raise StateError(f"{path} cannot be read: {error}") from None
 
-    def write(self, client: int, round: int, state: Arrays) -> None:
-        """Keep a client's state after a round; forget the oldest, and what came later.
+    def write(self, client: int, round: int, state: Arrays, *, base: int) -> None:
+        """Keep a client's state after a round; forget those that are not named again.
 
-        Files of later rounds are of a run that was stopped and goes on from here.
+        Args:
+            client: its id.
+            round: the round.
+            state: what it remembers.
+            base: the round of the state it began with, which the server will name
+                again should this one not count; what lies between did not.
 
         Raises:
             StateError: the folder cannot be written.
@@ -120,6 +127,8 @@ class ClientStates:
         path = self._path(client, round)
         tensors = {name: np.asarray(a, order="C") for name, a in state.items()}
         try:
+            if self.is_own:  # nobody else's business
+                self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, save(tensors))
         except OSError as error:
@@ -132,8 +141,9 @@ class ClientStates:
             for file in path.parent.iterdir()
             if (named := _NAME.fullmatch(file.name))
         )
-        earlier = [number for number in rounds if number <= round]
-        for number in set(rounds) - set(earlier[-KEPT:]):
+        before = [number for number in rounds if number < base]
+        between = [number for number in rounds if base < number < round]
+        for number in [*before[:-_EARLIER], *between]:
             self._path(client, number).unlink(missing_ok=True)
 
     def _path(self, client: int, round: int) -> Path:

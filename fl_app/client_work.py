@@ -11,6 +11,7 @@ import strategies
 from fl_app.client_states import ClientStates
 from fl_app.workspace import Workspace, examples_of
 from strategies import aggregation, wire
+from strategies.algorithm import Algorithm
 from strategies.interfaces import Memory, Term
 from strategies.randomness import keyed_seed
 from strategies.wire import Arrays
@@ -50,7 +51,8 @@ class Memories:
     def keep(self, client: int, round: int, memory: Memory) -> None:
         """Write what a client is to remember after a round."""
         if self._states and memory.kept is not None:
-            self._states.write(client, round, memory.kept)
+            base = self._rounds.get(client, 0)
+            self._states.write(client, round, memory.kept, base=base)
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,8 @@ class ClientWork:
         if len(examples) == 0:
             return []
         task.set_arrays(space.model, self.received)
-        self._strategy.client_model(space.model, self._memories.of(client))
+        if self._strategy.client_model is not Algorithm.client_model:
+            self._strategy.client_model(space.model, self._memories.of(client))
         result = task.evaluate(
             space.model,
             examples,

@@ -46,6 +46,17 @@ def compress(
     return reply
 
 
+def tell_states(
+    message: Message, context: Context, call_next: ClientAppCallable
+) -> Message:
+    """Say in the reply whether this node keeps states in a folder of its own."""
+    reply = call_next(message, context)
+    states = ClientStates.of(message, context)
+    if states is not None and not reply.has_error():
+        reply.content[wire.STATES] = ConfigRecord({wire.OWN: int(states.is_own)})
+    return reply
+
+
 def decode_model(message: Message, space: Workspace) -> None:
     """Put the whole model in place of an encoded one."""
     config = space.config
@@ -109,11 +120,8 @@ class Encoder:
         """
         config = self._config
         codec = upload_codec(config, update)
-        owed = (
-            self._states.read(client, self._known.get(client, 0))
-            if self._states
-            else {}
-        )
+        base = self._known.get(client, 0)
+        owed = self._states.read(client, base) if self._states else {}
         whole = {
             name: array + owed[name] if name in owed else array
             for name, array in update.items()
@@ -124,7 +132,7 @@ class Encoder:
             sent = codec.decode(block)
             coded = compression.Layout(update).coded
             left = {t.name: whole[t.name] - sent[t.name] for t in coded}
-            self._states.write(client, self._round, left)
+            self._states.write(client, self._round, left, base=base)
         return block
 
 

@@ -1,7 +1,6 @@
 """Runs in TensorBoard, where one asks for it."""
 
 import logging
-from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -56,27 +55,39 @@ class TensorBoard(Callback):
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
         self._writer: Any = None
-
-    def on_start(
-        self, counts: Any, class_names: Sequence[str], client_names: Sequence[str]
-    ) -> None:
-        """Open the file; show the options, and who owns what."""
-        from torch.utils.tensorboard import SummaryWriter
-
-        done = [row["round"] for row in self._folder.metrics()]
-        self._writer = SummaryWriter(
-            str(self._folder.path / FOLDER), purge_step=max(done, default=-1) + 1
-        )
-        options = (self._folder.config() or {}).get("options", {})
-        table = "\n".join(f"| {k} | {v} |" for k, v in sorted(options.items()))
-        self._attempt("add_text", "options", f"| option | value |\n| - | - |\n{table}")
+        self._opened = False
 
     def on_round(self, rows: Rows, result: RoundResult | None) -> None:
         """Write the newest row, and what the one before has gained."""
+        if not self._opened:
+            self._opened = True
+            self._open(rows)
         self._write(rows[-1], _TAGS)
         if len(rows) > 1:
             self._write(rows[-2], _LATER)
         self._attempt("flush")
+
+    def _open(self, rows: Rows) -> None:
+        """Open the file and show the options.
+
+        A run that goes on begins with its last row but one anew, which an earlier
+        process may have written before it was final.
+        """
+        begin = max(0, len(rows) - 2)
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(
+                str(self._folder.path / FOLDER), purge_step=rows[begin]["round"]
+            )
+        except Exception:
+            log.exception("TensorBoard's file could not be opened")
+            return
+        options = (self._folder.config() or {}).get("options", {})
+        table = "\n".join(f"| {k} | {v} |" for k, v in sorted(options.items()))
+        self._attempt("add_text", "options", f"| option | value |\n| - | - |\n{table}")
+        if begin < len(rows) - 1:
+            self._write(rows[begin], _TAGS)
 
     def on_end(self, rows: Rows) -> None:
         """Write what the last row has gained, and close."""

@@ -14,6 +14,7 @@ stand in for those of the bundle.
 import multiprocessing
 import sys
 from multiprocessing.context import ForkServerContext
+from multiprocessing.process import _children  # type: ignore[attr-defined]
 from typing import Any
 
 PRELOADED = [
@@ -56,7 +57,6 @@ def _launching(context: ForkServerContext, start: Any) -> Any:
     from flwr.supercore.superexec.executor.types import LaunchResult
 
     def launch(self: Any, spec: Any) -> Any:
-        multiprocessing.active_children()  # lets go of those that have ended
         if TASK_TYPE_TO_COMMAND.get(spec.task_type) != _COMMAND:
             return start(self, spec)
         from flwr.supernode.cli.flwr_clientapp import flwr_clientapp
@@ -64,9 +64,15 @@ def _launching(context: ForkServerContext, start: Any) -> Any:
         before = sys.argv
         sys.argv = [_COMMAND, *arguments(spec)]  # the new process takes them over
         try:
-            context.Process(target=flwr_clientapp, name=_COMMAND).start()
+            process = context.Process(target=flwr_clientapp, name=_COMMAND)
+            process.start()
+        except (EOFError, OSError):  # the server that forks did not survive its imports
+            sys.argv = before
+            return start(self, spec)
         finally:
             sys.argv = before
+        # As with Flower's own processes nobody waits for it: it watches its parent.
+        _children.discard(process)
         return LaunchResult.accepted()
 
     return launch

@@ -14,7 +14,14 @@ if TYPE_CHECKING:
     from strategies.fedavg import FedAvg
 
 _SUPPORT = {
-    *("aggregation", "algorithm", "federation", "interfaces", "known_states"),
+    *(
+        "aggregation",
+        "algorithm",
+        "federation",
+        "interfaces",
+        "known_states",
+        "norm_limit",
+    ),
     *("randomness", "replies", "requests", "robust", "round_loop"),
     *("server_optimizer", "stragglers", "wire"),
 }

@@ -209,6 +209,15 @@ def is_statistic(name: str, array: _Array) -> bool:
     return array.dtype.kind != "f" or name.endswith(("running_mean", "running_var"))
 
 
+def beside_of(arrays: Mapping[str, _Array]) -> Arrays:
+    """Return what travels beside an update, under its own names."""
+    return {
+        name.removeprefix(BESIDE): array
+        for name, array in arrays.items()
+        if name.startswith(BESIDE)
+    }
+
+
 def norm(update: Mapping[str, _Array]) -> float:
     """Return the Euclidean norm over all float arrays, accumulated in float64.
 

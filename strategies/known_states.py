@@ -6,12 +6,12 @@ client whose update was refused thus forgets that round, and a resumed run finds
 client as it was.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 
 class KnownStates:
-    """Per client, the round of its state and the node that wrote it."""
+    """Per client, the round of its state, and the node if that alone has it."""
 
     def __init__(self) -> None:
         self._of: dict[int, tuple[int, int]] = {}
@@ -22,16 +22,28 @@ class KnownStates:
 
     @property
     def holders(self) -> dict[int, int]:
-        """The node that wrote each client's state."""
-        return {client: node for client, (_, node) in self._of.items()}
+        """The node that alone has a client's state, where one does."""
+        return {client: node for client, (_, node) in self._of.items() if node}
 
     def counted(
-        self, clients: Iterable[int], dealt: Mapping[int, Iterable[int]], round: int
+        self,
+        clients: Iterable[int],
+        dealt: Mapping[int, Iterable[int]],
+        round: int,
+        own_nodes: Collection[int] = (),
     ) -> None:
-        """Note that clients were counted in, each dealt to a node, in a round."""
+        """Note that clients were counted in.
+
+        Args:
+            clients: those counted in.
+            dealt: the clients that each node trained.
+            round: in which.
+            own_nodes: the nodes whose folder of states no other sees.
+        """
         chosen = set(clients)
         for node, ids in dealt.items():
-            self._of |= dict.fromkeys(chosen.intersection(ids), (round, node))
+            alone = node if node in own_nodes else 0
+            self._of |= dict.fromkeys(chosen.intersection(ids), (round, alone))
 
     def as_json(self) -> list[list[int]]:
         """Return all of it as JSON: a list of client, round, node."""

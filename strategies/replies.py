@@ -6,24 +6,22 @@ the reason, and the round goes on.
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf, isfinite
-from statistics import median
 from typing import Any, Protocol
 
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from strategies import wire
-from strategies.aggregation import ExactSum, UpdateError, norm
+from strategies.aggregation import ExactSum, UpdateError
 from strategies.federation import Reply
+from strategies.norm_limit import NormLimit
 from strategies.wire import Arrays
 
 log = logging.getLogger("flwr.fl_app")
 
 Row = dict[str, float]
-
-_NORMS_KEPT = 1000
 
 
 @dataclass(frozen=True)
@@ -65,50 +63,6 @@ class Collected(Protocol):
         """Return what stands for all of them."""
 
 
-class NormLimit:
-    """How large an update may be: a factor over the median of those accepted before.
-
-    The median is over the newest `_NORMS_KEPT` updates of earlier rounds, so that it
-    follows training as its steps shrink.
-    """
-
-    def __init__(self, factor: float, first: float) -> None:
-        """Set the limits; a factor of 0 is no limit.
-
-        Args:
-            factor: over the median of accepted norms.
-            first: the largest norm while there is none.
-        """
-        self._factor = factor
-        self._first = first
-        self.accepted: list[float] = []
-        """Norms of earlier rounds, the oldest first."""
-
-    def check(self, update: Arrays) -> float:
-        """Return the update's norm (L2, over all float arrays).
-
-        Raises:
-            UpdateError: it is above the limit.
-        """
-        size = norm(update)
-        limit = self._factor * median(self.accepted) if self.accepted else self._first
-        if self._factor and isfinite(size) and size > limit:
-            raise UpdateError(
-                f"its norm {size:.4g} is above {limit:.4g}, which is "
-                + (
-                    f"max-update-norm = {self._factor:g} times the median until now"
-                    if self.accepted
-                    else "max-first-update-norm"
-                )
-            )
-        return size
-
-    def accept(self, norms: list[float]) -> None:
-        """Take the norms of a round's accepted updates, in order of client."""
-        if self._factor:
-            self.accepted = (self.accepted + norms)[-_NORMS_KEPT:]
-
-
 class Tally:
     """Takes in a round's replies one by one; keeps sums, not replies."""
 
@@ -116,7 +70,7 @@ class Tally:
         self,
         num_examples: Callable[[int], int],
         total: Collected | None = None,
-        limit: NormLimit | None = None,
+        limits: Sequence[NormLimit] = (),
         num_steps: Mapping[int, int] | None = None,
         validation_fraction: float | None = None,
         decode: Callable[[Arrays], Arrays] | None = None,
@@ -126,7 +80,7 @@ class Tally:
         Args:
             num_examples: number of training examples of a client, by its id.
             total: what takes in the updates; None if nobody trains.
-            limit: how large an update may be; None for any size.
+            limits: how large an update may be, and what travels beside it.
             num_steps: local steps of each client, where the algorithm relies on them.
             validation_fraction: share of its examples that each client keeps for
                 validation; None where that is not known.
@@ -135,10 +89,12 @@ class Tally:
         self._decode = decode
         self._num_examples = num_examples
         self.total = total or ExactSum({}, 1)
-        self._limit = limit
+        self._limits = limits
         self._num_steps = num_steps
         self._validation_fraction = validation_fraction
-        self._norms: dict[int, float] = {}
+        self._norms: dict[int, list[float]] = {}
+        self.own_nodes: set[int] = set()
+        """Nodes that keep clients' states in a folder of their own."""
         self.trained: list[Row] = []
         self.validated: list[Row] = []
         self.failures: list[ClientFailure] = []
@@ -155,10 +111,9 @@ class Tally:
             return inf
         return (share * self._num_examples(client) + 0.5) / (1 - share) + 1
 
-    @property
-    def norms(self) -> list[float]:
-        """Norms of the updates counted in one by one, in order of client."""
-        return [size for _, size in sorted(self._norms.items())]
+    def norms(self, limit: int) -> list[float]:
+        """Return what a limit measured of the updates counted in, by client."""
+        return [sizes[limit] for _, sizes in sorted(self._norms.items())]
 
     def add(self, reply: Reply, sent: RecordDict) -> None:
         """Count in what answers `sent`, or each client in it as failed."""
@@ -169,6 +124,7 @@ class Tally:
             return
         try:
             size = wire.num_bytes(reply.content)
+            place = wire.find(reply.content, wire.STATES, ConfigRecord)
             ids = wire.integers(task, wire.EVALUATE_IDS)
             validated = _validated(reply.content, ids, self._most_validated)
             not_validated = _failures(reply, wire.NOT_VALIDATED)
@@ -182,6 +138,8 @@ class Tally:
             self._fail(reply, asked, f"bad reply: {type(error).__name__}: {error}")
             return
         self.upload_bytes += size
+        if place is not None and place.get(wire.OWN):
+            self.own_nodes.add(reply.node_id)
         left_out = {failure.client_id for failure in refused}
         self.trained += [r for r in trained if r[wire.CLIENT_IDS] not in left_out]
         self.validated += validated
@@ -246,9 +204,9 @@ class Tally:
         return refused
 
     def _add_update(self, client: int, update: Arrays) -> None:
-        size = self._limit.check(update) if self._limit else 0.0
+        sizes = [limit.check(update) for limit in self._limits]
         self.total.add(update, self._num_examples(client))
-        self._norms[client] = size
+        self._norms[client] = sizes
 
     def _fail(self, reply: Reply, clients: list[int], reason: str) -> None:
         lines = reason.strip().splitlines() or ["unknown error"]

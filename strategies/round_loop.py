@@ -13,8 +13,9 @@ from strategies.algorithm import Algorithm
 from strategies.federation import Federation, FederationError, sample_cohort
 from strategies.interfaces import CodecFor, RoundResult, ServerState
 from strategies.known_states import KnownStates
+from strategies.norm_limit import NormLimit
 from strategies.randomness import keyed_generator
-from strategies.replies import Collected, NormLimit, Tally, Validation
+from strategies.replies import Collected, Tally, Validation
 from strategies.requests import Request
 from strategies.stragglers import KEEP, Stragglers
 from strategies.wire import Arrays
@@ -56,7 +57,8 @@ class RoundLoop(Algorithm):
         self.max_failed_rounds = max_failed_rounds
         self.round_timeout = round_timeout
         self.pooled = normalisation_policy == "pooled"
-        self._limit = NormLimit(max_update_norm, max_first_update_norm)
+        norms = (max_update_norm, max_first_update_norm)
+        self._limits = [NormLimit(*norms), NormLimit(*norms, beside=True)]
         self.single_updates = max_update_norm > 0
         """Whether nodes send each client's update, not the sum of theirs."""
         self._stragglers = Stragglers(
@@ -91,7 +93,7 @@ class RoundLoop(Algorithm):
         return ServerState(
             {
                 _FAILED_ROUNDS: self._failed_rounds,
-                _NORMS: self._limit.accepted,
+                _NORMS: [limit.accepted for limit in self._limits],
                 _STATES: self._states.as_json(),
             }
         )
@@ -102,7 +104,8 @@ class RoundLoop(Algorithm):
         A run that ended for want of a quorum is given as many rounds anew.
         """
         self._failed_rounds = int(state.values[_FAILED_ROUNDS])
-        self._limit.accepted = list(state.values[_NORMS])
+        for limit, accepted in zip(self._limits, state.values[_NORMS], strict=True):
+            limit.accepted = list(accepted)
         self._states = KnownStates.of_json(state.values[_STATES])
 
     def rounds(
@@ -196,7 +199,8 @@ class RoundLoop(Algorithm):
             draws = keyed_generator(self.seed, "download", round=request.round)
             arrays = self._download(arrays).encode(arrays, draws)
         shared = {wire.MODEL: wire.pack(arrays), wire.STRATEGY: options}
-        if beside := self.client_arrays():
+        beside = self.client_arrays() if request.train else {}
+        if beside:
             shared[wire.BESIDE] = wire.pack(beside)
         return request.contents(federation, shared)
 
@@ -233,7 +237,7 @@ class RoundLoop(Algorithm):
         tally = Tally(
             federation.num_examples,
             total,
-            self._limit,
+            self._limits,
             steps,
             self._validation_fraction,
             self._upload(sent).decode if self._upload else None,
@@ -260,10 +264,11 @@ class RoundLoop(Algorithm):
             )
         result.quorum_met = len(result.trained) >= self.quorum(len(cohort))
         if result.quorum_met:
-            self._limit.accept(tally.norms)
+            for i, limit in enumerate(self._limits):
+                limit.accept(tally.norms(i))
             self._step(result, base, total)
             counted = [int(row[wire.CLIENT_IDS]) for row in result.trained]
-            self._states.counted(counted, _dealt(contents), round)
+            self._states.counted(counted, _dealt(contents), round, tally.own_nodes)
         else:
             log.warning(
                 "Round %d keeps the old model: %d of %d clients were counted in",

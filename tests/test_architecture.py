@@ -13,6 +13,7 @@ from tests.conftest import PROJECT
 STRATEGY_LAYERS = [
     {"wire", "randomness"},
     {"aggregation", "federation", "known_states", "stragglers"},
+    {"norm_limit"},
     {"replies", "requests"},
     {"interfaces"},
     {"algorithm"},

@@ -14,9 +14,11 @@ from fl_app.artifacts import RunFolder, read_model
 from fl_app.client_states import ClientStates, StateError
 from fl_app.config import ConfigError
 from strategies import aggregation, load, wire
+from strategies.aggregation import UpdateError
 from strategies.fedbn import own_names
 from strategies.interfaces import Memory, Term
 from strategies.known_states import KnownStates
+from strategies.norm_limit import NormLimit
 from tests.conftest import default_options
 from tests.local_grid import LocalGrid, app_node
 from tests.test_resuming import Killed, figures, kill_in
@@ -139,9 +141,34 @@ def test_scaffold_has_bounds(given: dict[str, Any], reason: str) -> None:
         )
 
 
-def test_what_travels_beside_an_update_is_not_in_its_norm() -> None:
+def test_what_travels_beside_an_update_has_a_norm_and_a_limit_of_its_own() -> None:
     update = {"w": np.array([3.0, 4.0]), "beside/w": np.array([100.0, 0.0])}
     assert aggregation.norm(update) == 5
+    limits = [NormLimit(3.0, 50.0, beside=beside) for beside in (False, True)]
+    assert limits[0].check(update) == 5
+    with pytest.raises(UpdateError, match="beside it, 100 is above 50"):
+        limits[1].check(update)
+
+
+def test_a_control_variate_that_is_too_large_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = load("scaffold").client_train
+
+    def lying(model: Any, training: Any, options: Any, memory: Memory) -> Any:
+        metrics = train(model, training, options, memory)
+        if metrics[wire.STEPS] == steps:
+            memory.sent = {name: 1e5 + a for name, a in memory.sent.items()}
+        return metrics
+
+    first = start(tmp_path / "clean", **{"fraction-train": 1.0}).clients()
+    steps = max(row["steps"] for row in first)
+    liar = {row["client"] for row in first if row["steps"] == steps}
+    monkeypatch.setattr(load("scaffold"), "client_train", staticmethod(lying))
+    options = {"fraction-train": 1.0, "max-update-norm": 5.0}
+    rows = start(tmp_path / "lied", **options).clients()
+    assert {row["client"] for row in rows if row.get("failure")} == liar
+    assert all("beside it" in row["failure"] for row in rows if row.get("failure"))
 
 
 # --- runs
@@ -297,10 +324,14 @@ def test_a_node_that_does_not_see_the_runs_folder_keeps_states_of_its_own(
 def test_only_a_few_rounds_are_kept(tmp_path: Path) -> None:
     states = ClientStates(str(tmp_path), "0" * 16, own=str(tmp_path))
     state = {"w": np.arange(3.0)}
-    for round in (1, 2, 3, 4, 5, 3):  # back to 3: a run that goes on
-        states.write(9, round, state)
-    np.testing.assert_array_equal(states.read(9, 3)["w"], state["w"])
-    for round in (1, 2, 4, 5):
+    for round in (1, 2, 3, 4, 5):
+        states.write(9, round, state, base=round - 1)
+    for round in (6, 7, 8):  # that do not count: 5 is named again
+        states.write(9, round, state, base=5)
+    states.write(9, 4, state, base=3)  # by a process of before, come late
+    for round in (3, 4, 5, 8):
+        np.testing.assert_array_equal(states.read(9, round)["w"], state["w"])
+    for round in (1, 2, 6, 7):
         with pytest.raises(StateError):
             states.read(9, round)
     assert states.read(9, 0) == {}
@@ -308,7 +339,7 @@ def test_only_a_few_rounds_are_kept(tmp_path: Path) -> None:
 
 def test_a_torn_state_is_named(tmp_path: Path) -> None:
     states = ClientStates(str(tmp_path), "0" * 16, own=str(tmp_path))
-    states.write(1, 1, {"w": np.arange(3.0)})
+    states.write(1, 1, {"w": np.arange(3.0)}, base=0)
     (path,) = tmp_path.rglob("round-*")
     path.write_bytes(path.read_bytes()[:-2])
     with pytest.raises(StateError, match="cannot be read"):
@@ -324,8 +355,9 @@ def test_a_server_cannot_lead_a_node_elsewhere(tmp_path: Path, token: str) -> No
 
 def test_the_server_knows_who_remembers_what() -> None:
     known = KnownStates()
-    known.counted([1, 2], {70: [1, 5], 30: [2]}, 4)
-    known.counted([2], {70: [2], 30: [1]}, 6)
+    known.counted([1, 2], {70: [1, 5], 30: [2]}, 4, {30, 70})
+    known.counted([2], {70: [2], 30: [1]}, 6, {70})
+    known.counted([8], {30: [8]}, 6, {70})  # where others can read it too
     again = KnownStates.of_json(known.as_json())
     assert again.holders == {1: 70, 2: 70}
     assert [again.round_of(client) for client in (1, 2, 5)] == [4, 6, 0]
@@ -336,17 +368,20 @@ def test_nobody_is_asked_to_remember_without_need(tmp_path: Path) -> None:
     assert not (folder.path / client_states.FOLDER).exists()
 
 
+@pytest.mark.parametrize("bad", [[2], [2, 3, 4, 5]])
 def test_a_round_that_does_not_count_is_forgotten(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: list[int]
 ) -> None:
-    """One client cannot keep its state, so the round misses its quorum."""
+    """One client cannot keep its state, so rounds miss their quorum."""
     write, read = ClientStates.write, ClientStates.read
     asked = set()
 
-    def failing(self: ClientStates, client: int, round: int, state: Any) -> None:
-        if (client, round) == (0, 2):
+    def failing(
+        self: ClientStates, client: int, round: int, state: Any, *, base: int
+    ) -> None:
+        if client == 0 and round in bad:
             raise StateError("no room")
-        write(self, client, round, state)
+        write(self, client, round, state, base=base)
 
     def noting(self: ClientStates, client: int, round: int) -> Any:
         asked.add(round)
@@ -354,8 +389,8 @@ def test_a_round_that_does_not_count_is_forgotten(
 
     monkeypatch.setattr(ClientStates, "write", failing)
     monkeypatch.setattr(ClientStates, "read", noting)
-    options = {"min-fraction": 1.0, "fraction-train": 1.0, "num-server-rounds": 3}
-    folder = start(tmp_path, **options)
-    (failed,) = [row for row in folder.clients() if row.get("failure")]
-    assert (failed["client"], failed["round"]) == (0, 2)
-    assert asked == {0, 1, 3}  # 3 by the validation of the last model
+    options = {"min-fraction": 1.0, "fraction-train": 1.0, "max-failed-rounds": 9}
+    folder = start(tmp_path, **options, **{"num-server-rounds": bad[-1] + 2})
+    failed = [row for row in folder.clients() if row.get("failure")]
+    assert [(row["client"], row["round"]) for row in failed] == [(0, r) for r in bad]
+    assert asked == {0, 1, bad[-1] + 1}

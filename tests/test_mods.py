@@ -72,7 +72,7 @@ def test_bytes_are_those_of_the_messages(
 ) -> None:
     """Against the objects that Flower makes of a message to send it."""
     replies: list[Message] = []
-    given = default_options() | QUICK | {"model": "mlp", "num-server-rounds": 1}
+    given = default_options() | QUICK | {"model": "cnn", "num-server-rounds": 1}
     given |= {"run-name": "run", "results-dir": str(tmp_path), **options}
     handle = app_node(client_app.app, given)
 
@@ -141,7 +141,8 @@ def test_what_is_left_out_is_kept_and_sent_later() -> None:
         def read(self, client: int, round: int) -> Any:
             return store[round]
 
-        def write(self, client: int, round: int, state: Any) -> None:
+        def write(self, client: int, round: int, state: Any, *, base: int) -> None:
+            assert base == round - 1
             store[round] = state
 
     sent = []

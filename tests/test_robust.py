@@ -13,7 +13,7 @@ from fl_app.artifacts import RunFolder
 from strategies import load, wire
 from strategies.aggregation import UpdateError
 from strategies.federation import FederationError
-from strategies.replies import NormLimit
+from strategies.norm_limit import NormLimit
 from strategies.wire import Arrays
 from tests.test_run import run
 

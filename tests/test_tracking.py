@@ -16,15 +16,15 @@ from tests.test_run import run
 TRACKED: dict[str, Any] = {"tracking": "tensorboard"}
 
 
-def read(folder: RunFolder, tag: str) -> dict[int, float]:
+def read(folder: RunFolder, tag: str) -> list[tuple[int, float]]:
     events = EventAccumulator(str(folder.path / tracking.FOLDER))
     events.Reload()
-    return {event.step: event.value for event in events.Scalars(tag)}
+    return [(event.step, event.value) for event in events.Scalars(tag)]
 
 
-def column(folder: RunFolder, key: str) -> dict[int, float]:
+def column(folder: RunFolder, key: str) -> list[tuple[int, float]]:
     rows = folder.metrics()
-    return {r["round"]: pytest.approx(r[key]) for r in rows if r[key] is not None}
+    return [(r["round"], pytest.approx(r[key])) for r in rows if r[key] is not None]
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def column(folder: RunFolder, key: str) -> dict[int, float]:
 )
 def test_every_round_is_there(tmp_path: Path, tag: str, key: str) -> None:
     folder = run(tmp_path, **TRACKED)
-    assert read(folder, tag) == column(folder, key) != {}
+    assert read(folder, tag) == column(folder, key) != []
 
 
 def test_a_resumed_run_is_one_curve(
@@ -49,9 +49,22 @@ def test_a_resumed_run_is_one_curve(
         kill_in(patch, checkpoints, "write", 3)
         with pytest.raises(Killed):
             start(tmp_path, given=options | {"num-server-rounds": 4})
-    folder = resume(tmp_path, num_server_rounds=4)
-    assert read(folder, "accuracy/test") == column(folder, "test_accuracy")
-    assert len(read(folder, "accuracy/test")) == 5
+    for rounds in (4, 6):  # stopped, and then finished
+        folder = resume(tmp_path, num_server_rounds=rounds)
+        for what in ("test", "validation"):
+            curve = column(folder, f"{what}_accuracy")
+            assert read(folder, f"accuracy/{what}") == curve
+        assert len(read(folder, "accuracy/test")) == rounds + 1
+
+
+def test_a_file_that_cannot_be_opened_ends_no_run(tmp_path: Path) -> None:
+    options = {"model": "logistic", "num-clients": 4, "run-name": "run", **TRACKED}
+    folder = start(tmp_path, given=options | {"num-server-rounds": 1})
+    for file in (folder.path / tracking.FOLDER).iterdir():
+        file.unlink()
+    (folder.path / tracking.FOLDER).rmdir()
+    (folder.path / tracking.FOLDER).write_text("in the way")
+    assert resume(tmp_path, num_server_rounds=2).summary()
 
 
 def test_without_the_package_nothing_begins(

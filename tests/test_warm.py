@@ -14,7 +14,6 @@ from flwr.supercore.superexec.executor.types import ExecutionSpec
 
 from fl_app import environment, network, warm
 from tests.test_network import processes_of
-from tests.test_network import pytestmark as network_mark
 
 SPECS = [
     {"insecure": True},
@@ -98,6 +97,42 @@ def test_other_tasks_are_started_as_flower_does() -> None:
     assert launched == [TaskType.SERVER_APP]
 
 
+def test_a_client_app_is_forked() -> None:
+    from flwr.supernode.cli.flwr_clientapp import flwr_clientapp
+
+    forked = []
+
+    class Process:
+        def __init__(self, target: Any, name: str) -> None:
+            self.target = target
+
+        def start(self) -> None:
+            forked.append((self.target, list(sys.argv)))
+
+    def never(self: Any, given: Any) -> None:
+        raise AssertionError("started as Flower does")
+
+    before = list(sys.argv)
+    launch = warm._launching(SimpleNamespace(Process=Process), never)  # type: ignore[arg-type]
+    assert launch(None, spec()).status == "accepted"
+    assert forked == [(flwr_clientapp, ["flwr-clientapp", *warm.arguments(spec())])]
+    assert sys.argv == before
+
+
+@pytest.mark.parametrize("error", [EOFError, OSError])
+def test_without_the_server_that_forks_flower_does_it(error: type[Exception]) -> None:
+    def failing(target: Any, name: str) -> Any:
+        raise error
+
+    launched = []
+    launch = warm._launching(
+        SimpleNamespace(Process=failing),  # type: ignore[arg-type]
+        lambda self, given: launched.append(given),
+    )
+    launch(None, spec())
+    assert launched == [spec()]
+
+
 def test_setup_makes_the_command(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(environment, "_site_packages", lambda: tmp_path / "site")
     monkeypatch.setattr(sys, "prefix", str(tmp_path / "pre fix"))
@@ -115,7 +150,6 @@ def test_setup_makes_the_command(tmp_path: Path, monkeypatch: Any) -> None:
 def test_nodes_are_warm_and_end_with_all_they_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert network_mark.name == "network"
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     environment.setup(environment.find_project())
