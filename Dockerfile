@@ -26,6 +26,7 @@ RUN .venv/bin/pip install --extra-index-url "$TORCH_INDEX" -c constraints.txt -e
 COPY fl_app fl_app
 COPY strategies strategies
 RUN mkdir -p results certificates /keys/server /keys/north /keys/south \
+        /var/lib/fl-app/.local/state/fl-app \
     && .venv/bin/fl-app setup \
     && chown -R fl-app /var/lib/fl-app /keys results certificates
 

@@ -20,7 +20,7 @@ from typing import Any
 from rich.console import Console
 
 from fl_app import artifacts, environment, report, resuming, tracking
-from fl_app.artifacts import RunFolder
+from fl_app.artifacts import ModelInfo, RunFolder
 from fl_app.callbacks import Callback, MetricsFiles, Pictures, Rows
 from fl_app.client_work import ClientWork
 from fl_app.config import ConfigError, RunConfig
@@ -153,14 +153,16 @@ def run(
         with resuming.held(folder), recorded(folder, history):
             history.start(owned.label_counts(), info.class_names, names)
             alone = Alone(space, arrays, GlobalTest(dataset, info))
-            history.add(None, alone.judge())
+            seen = _training_set(config, dataset, info, owned) if central else None
+            history.add(None, alone.judge(), seen(arrays) if seen else None)
             for number in range(1, config.num_server_rounds + 1):
                 due = steps.pooled(number) if central else steps.of_clients(number)
                 result = alone.train(number, {0: due} if isinstance(due, int) else due)
                 last = number == config.num_server_rounds
                 judged = last or number % config.evaluate_every == 0
                 history.validated(result.validation)
-                history.add(result, alone.judge() if judged else None)
+                after = seen(alone.models[0]) if seen and judged else None
+                history.add(result, alone.judge() if judged else None, after)
             history.validated(alone.validate(config.num_server_rounds + 1))
             by_client = history.client_accuracy()
             if central:
@@ -176,6 +178,15 @@ def run(
             report.write(folder, summary)
             folder.write_summary(summary)
     return folder
+
+
+def _training_set(
+    config: RunConfig, dataset: datasets.Dataset, info: ModelInfo, merged: Partition
+) -> GlobalTest | None:
+    """Return what judges one model on all training examples, if that is asked for."""
+    if not config.evaluate_training:
+        return None
+    return GlobalTest(dataset, info, training=merged.split(0)[0])
 
 
 def _on_each(space: Workspace, clients: Partition, model: Arrays) -> dict[str, float]:

@@ -20,7 +20,7 @@ from fl_app.spread import Spread
 
 _CIRCUMSTANCES = {
     *("seed", "run-name", "results-dir", "data-dir", "num-threads"),
-    *("min-nodes", "node-timeout", "round-timeout", "tracking"),
+    *("min-nodes", "node-timeout", "round-timeout", "tracking", "evaluate-training"),
 }
 """Options that say how or where a run was made, not what it computes."""
 
@@ -102,10 +102,12 @@ class Run:
             - own
             - _TRAINING
         )
+        falls = self.options["learning-rate-schedule"] == "exponential"
+        unused = set() if falls else {"learning-rate-decay"}
         decided = {
             key: value
             for key, value in self.options.items()
-            if key not in _CIRCUMSTANCES | others | {"strategy-options"}
+            if key not in _CIRCUMSTANCES | others | unused | {"strategy-options"}
             and "." not in key
         }
         name = self.options["strategy"]

@@ -207,7 +207,19 @@ class RunConfig(BaseModel):
             for key, value in options.items()
             if key.startswith(prefix)
         }
-        config = cls.checked(values)
+        return cls.checked(values)
+
+    @classmethod
+    def checked(cls, options: Mapping[str, Any]) -> "RunConfig":
+        """Return the configuration of resolved options, as `options` returns them.
+
+        Raises:
+            ConfigError: one is unknown, missing or not allowed.
+        """
+        try:
+            config = cls.model_validate(options)
+        except ValidationError as error:
+            raise ConfigError(_one_line(error)) from None
         if config.patience and 0 in (
             config.validation_fraction,
             config.fraction_evaluate,
@@ -227,18 +239,6 @@ class RunConfig(BaseModel):
                 f"num-server-rounds = {config.num_server_rounds}"
             )
         return config
-
-    @classmethod
-    def checked(cls, options: Mapping[str, Any]) -> "RunConfig":
-        """Return the configuration of resolved options, as `options` returns them.
-
-        Raises:
-            ConfigError: one is unknown, missing or not allowed.
-        """
-        try:
-            return cls.model_validate(options)
-        except ValidationError as error:
-            raise ConfigError(_one_line(error)) from None
 
     def options(self) -> dict[str, Any]:
         """Return all options as resolved, kebab-case."""

@@ -68,9 +68,12 @@ def config_of(given: Mapping[str, Any], results_dir: str) -> RunConfig:
     config = RunConfig.checked({**recorded, **changed})
     summary = folder.summary()
     if summary is not None and summary["rounds"] >= config.num_server_rounds:
+        further = "raise num-server-rounds to train it further"
+        if ends:
+            further = "its learning rate has come to its end: start a new run"
         raise ConfigError(
             f"resume = {name!r}: the run has finished its {summary['rounds']} rounds; "
-            "raise num-server-rounds to train it further"
+            + further
         )
     done = checkpoints.newest_round(folder.path)
     if done > config.num_server_rounds:

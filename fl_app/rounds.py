@@ -148,7 +148,7 @@ def run_rounds(
     federation: Federation,
     arrays: Arrays,
     *,
-    test: GlobalTest,
+    test: GlobalTest | None,
     training: GlobalTest | None = None,
     history: History,
     first: int = 0,
@@ -161,7 +161,7 @@ def run_rounds(
         strategy: the algorithm.
         federation: the nodes and clients.
         arrays: the global model of round first - 1, or the initial one.
-        test: the test split.
+        test: the test split; None if there is no one model to judge.
         training: the training examples of all clients, if the global model is to be
             judged on them too.
         history: takes in each round.
@@ -169,7 +169,7 @@ def run_rounds(
         patience: rounds without a better validation accuracy after which training
             ends early; 0 for never.
     """
-    result = test(arrays)
+    result = test(arrays) if test else None
     if first == 0:
         history.add(None, result, training(arrays) if training else None)
     begin = max(1, first)
@@ -180,7 +180,7 @@ def run_rounds(
         history.validated(round.validation)
         ends = best.out_of_patience(history.rows, patience)
         due = strategy.evaluates(round.round) or ends or round.round == last
-        result = test(arrays) if due else None
+        result = test(arrays) if test and due else None
         seen = training(arrays) if training and due else None
         history.add(round, result, seen)
         if ends and not strategy.gave_up:  # it says so when asked for the next

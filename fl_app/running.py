@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from fl_app import artifacts, checkpoints, resuming
+from fl_app import artifacts, checkpoints, resuming, tracking
 from fl_app.artifacts import RunFolder
 from fl_app.config import ConfigError, RunConfig, project_path
 from fl_app.data import datasets
 from fl_app.environment import default_options, find_project
 from fl_app.following import RunView, first_traceback, follow
-from fl_app.server_app import build_strategy
+from fl_app.server_app import build_strategy, check_model
 
 if TYPE_CHECKING:
     from fl_app.submission import Connection
@@ -41,10 +41,12 @@ def prepare(config: RunConfig, num_nodes: int, *, own_data: bool = False) -> Run
             f"min-nodes = {config.min_nodes} is more than the {num_nodes} nodes there "
             "will be: lower it, or raise --nodes"
         )
-    build_strategy(config)
+    tracking.check(config)
+    strategy = build_strategy(config)
     if not own_data:
         dataset = datasets.load(config)
         dataset.partition(config, num_nodes)
+        check_model(strategy, config, dataset)
     if config.initial_model and not own_data and not config.resume:
         path = project_path(config.initial_model, "initial-model")
         _, info = artifacts.read_model(path)

@@ -66,7 +66,7 @@ def main(grid: Grid, context: Context) -> None:
     dataset = agreement.dataset() if agreement else shared
     assert dataset is not None
     arrays, info = initial_model(config, dataset, read=not config.resume)
-    check_model(strategy, info)
+    check_model(strategy, config, dataset)
     with resuming.opened(config, federation.label_counts) as (folder, checkpoint):
         log.info("Results go to %s", folder.path)
         if strategy.remembers:
@@ -91,7 +91,7 @@ def main(grid: Grid, context: Context) -> None:
             ProgressLog(config.num_server_rounds),
             Pictures(folder, config),
             *tracking.trackers(config, folder),
-            best.BestModel(folder, info, arrays),
+            *([best.BestModel(folder, info, arrays)] if strategy.ONE_MODEL else []),
             Checkpoints(folder.path, config, strategy, arrays, start),
         ]
         history = History(callbacks, rows)
@@ -104,7 +104,7 @@ def main(grid: Grid, context: Context) -> None:
                 strategy,
                 federation,
                 arrays,
-                test=GlobalTest(dataset, info),
+                test=GlobalTest(dataset, info) if strategy.ONE_MODEL else None,
                 training=training_set(config, dataset, info, federation.num_nodes),
                 history=history,
                 first=first,
@@ -197,15 +197,15 @@ def training_set(
     return GlobalTest(dataset, info, training=clients.merged().split(0)[0])
 
 
-def check_model(strategy: FedAvg, info: ModelInfo) -> None:
+def check_model(strategy: FedAvg, config: RunConfig, dataset: "Dataset") -> None:
     """Raises: ConfigError: the strategy is not for this model."""
     from fl_app import models
 
-    shape, num_classes = info.input_shape, len(info.class_names)
+    shape, num_classes = dataset.input_shape, len(dataset.class_names)
     try:
-        strategy.check_model(models.build(info.model, shape, num_classes, seed=0))
+        strategy.check_model(models.build(config.model, shape, num_classes, seed=0))
     except ValueError as error:
-        raise ConfigError(f"model = {info.model!r}: {error}") from None
+        raise ConfigError(f"model = {config.model!r}: {error}") from None
 
 
 def build_strategy(config: RunConfig) -> FedAvg:

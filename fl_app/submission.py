@@ -1,6 +1,6 @@
 """Starts, follows and stops runs through Flower's Control API.
 
-The one file that uses modules of Flower that are not its public API: in-process they
+It uses modules of Flower that are not its public API: in-process they
 take milliseconds where each `flwr` command takes a second of a core, which the
 simulation needs. They are those of the release that pyproject.toml admits.
 """

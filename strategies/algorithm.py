@@ -21,6 +21,9 @@ class Algorithm:
     COUNTS_STEPS = False
     """Whether the server half relies on the clients' numbers of local steps."""
 
+    ONE_MODEL = True
+    """Whether training ends in one model for all; else the clients alone can judge."""
+
     KEEPS_STATE = False
     """Whether a client remembers something from one round to the next."""
 

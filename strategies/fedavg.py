@@ -1,4 +1,4 @@
-r"""FedAvg: federated averaging, and the round loop that every strategy here shares.
+r"""FedAvg: federated averaging, which all other strategies here begin with.
 
 McMahan, Moore, Ramage, Hampson and Agüera y Arcas, "Communication-Efficient Learning
 of Deep Networks from Decentralized Data", AISTATS 2017, arXiv:1602.05629, algorithm 1:

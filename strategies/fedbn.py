@@ -11,7 +11,7 @@ same weight; here, as in FedAvg, it is that of its examples. Normalisation is an
 PyTorch's normalising layers, group normalisation too.
 
 No one model comes out of this: what the server has is the shared layers with untrained
-normalisation, and its test accuracy is that model's. The clients' verdict,
+normalisation, so it is not judged on the test split. The clients' verdict,
 `validation_accuracy`, is of their own models.
 """
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 class FedBN(FedAvg):
     """FedAvg of all but the normalisation layers."""
 
+    ONE_MODEL = False
     KEEPS_STATE = True
 
     def check_model(self, model: "nn.Module") -> None:

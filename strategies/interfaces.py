@@ -89,7 +89,7 @@ class RoundResult:
     """Of the model the clients received: the global model of round - 1."""
     quorum_met: bool = True
     alignment: float | None = None
-    """Mean cosine of the clients' updates to their mean; see `fedavg.alignment`."""
+    """Mean cosine of the clients' updates to their mean; see `round_loop.alignment`."""
     seconds: float = 0.0
     upload_bytes: int = 0
     download_bytes: int = 0

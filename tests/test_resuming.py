@@ -422,3 +422,12 @@ def test_a_schedule_that_knows_its_end_keeps_it(tmp_path: Path) -> None:
     start(tmp_path, given=options | {"num-server-rounds": 2})
     with pytest.raises(ConfigError, match="num-server-rounds, which must stay 2"):
         resume(tmp_path, num_server_rounds=4)
+    with pytest.raises(ConfigError, match="come to its end: start a new run"):
+        resume(tmp_path)
+
+
+def test_what_is_changed_must_fit_the_rest(tmp_path: Path) -> None:
+    options = QUICK | {"run-name": "run", "fraction-evaluate": 0.0}
+    start(tmp_path, given=options | {"num-server-rounds": 1})
+    with pytest.raises(ConfigError, match="patience = 2 needs validation"):
+        resume(tmp_path, num_server_rounds=4, patience=2)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fl_app import checkpoints, tracking
+from fl_app import checkpoints, running, tracking
 from fl_app.artifacts import RunFolder
 from fl_app.config import ConfigError
 from tests.conftest import make_config
@@ -65,6 +65,15 @@ def test_a_file_that_cannot_be_opened_ends_no_run(tmp_path: Path) -> None:
     (folder.path / tracking.FOLDER).rmdir()
     (folder.path / tracking.FOLDER).write_text("in the way")
     assert resume(tmp_path, num_server_rounds=2).summary()
+
+
+def test_a_command_without_the_package_ends_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "find_spec", lambda name: None)
+    config = make_config(results_dir=str(tmp_path), **TRACKED)
+    with pytest.raises(ConfigError, match="pip install tensorboard"):
+        running.prepare(config, 1)
 
 
 def test_without_the_package_nothing_begins(
