@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 
 export FLWR_TELEMETRY_ENABLED ?= 0
 
-.PHONY: help install run test faults lint format clean
+.PHONY: help install run serve test faults lint format clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -20,6 +20,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 run: $(STAMP) ## train the default federation and draw its curves
 	@$(BIN)/fl-app run $(ARGS)
+
+serve: $(STAMP) ## serve the runs and their models at http://127.0.0.1:8000
+	@$(BIN)/fl-app serve $(ARGS)
 
 test: $(STAMP) ## run all tests
 	$(BIN)/pytest $(ARGS)

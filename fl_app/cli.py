@@ -239,6 +239,21 @@ def compare(
 
 
 @cli.command()
+def serve(
+    host: Annotated[str, typer.Option(help="Address to bind to.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port.")] = 8000,
+    results_dir: Annotated[
+        str, typer.Option(help="Folder of runs, or relative to the project's.")
+    ] = "results",
+) -> None:
+    """Serve the runs, and predictions of their models, over HTTP."""
+    from fl_app.config import project_path
+    from fl_app.serving import service
+
+    service.serve(project_path(results_dir, "--results-dir"), host, port)
+
+
+@cli.command()
 def doctor(
     run_config: RunConfigArguments = None,
     server: Annotated[

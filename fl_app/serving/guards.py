@@ -1,0 +1,177 @@
+"""What stands before every request: who asks, how much is sent, how long it takes."""
+
+import asyncio
+import hmac
+import json
+import logging
+import time
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+log = logging.getLogger("fl_app.access")
+
+_OPEN = {"/health"}
+"""Paths that need no token."""
+
+
+class TooLargeError(Exception):
+    """A request's body is larger than allowed."""
+
+
+class Gauges:
+    """What Prometheus is told."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "fl_app_requests_total",
+            "Requests answered.",
+            ["method", "route", "status"],
+            registry=self.registry,
+        )
+        self.seconds = Histogram(
+            "fl_app_request_seconds",
+            "Seconds until a request was answered.",
+            ["route"],
+            registry=self.registry,
+            buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30),
+        )
+        self.batches = Histogram(
+            "fl_app_batch_size",
+            "Images in a forward pass.",
+            registry=self.registry,
+            buckets=(1, 2, 4, 8, 16, 32, 64),
+        )
+
+
+class Guard:
+    """ASGI middleware: token, size and time of a request, and a line on each."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        gauges: Gauges,
+        token: str = "",
+        max_body: int,
+        timeout: float,
+    ) -> None:
+        """Wrap an app.
+
+        Args:
+            app: what answers.
+            gauges: counts the requests.
+            token: what a request must bear; empty for none.
+            max_body: bytes of a request's body.
+            timeout: seconds in which a request must have arrived whole.
+        """
+        self._app = app
+        self._gauges = gauges
+        self._token = token.encode()
+        self._max_body = max_body
+        self._timeout = timeout
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or refuse it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        start = time.perf_counter()
+        status = 500
+
+        async def noting(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            refusal = self._refusal(scope)
+            if refusal is not None:
+                await refusal(scope, receive, noting)
+                return
+            body = await self._body(receive)
+            await self._app(scope, _replay(body, receive), noting)
+        except TooLargeError:
+            await _said(413, f"a request holds at most {self._max_body} bytes")(
+                scope, receive, noting
+            )
+        except TimeoutError:
+            await _said(
+                408, f"the request did not arrive in {self._timeout:g} seconds"
+            )(scope, receive, noting)
+        finally:
+            self._note(scope, status, time.perf_counter() - start)
+
+    def _refusal(self, scope: Scope) -> JSONResponse | None:
+        headers = dict(scope["headers"])
+        length = headers.get(b"content-length", b"0")
+        if length.isdigit() and int(length) > self._max_body:
+            raise TooLargeError
+        if not self._token or scope["path"] in _OPEN:
+            return None
+        given = headers.get(b"authorization", b"")
+        if hmac.compare_digest(given, b"Bearer " + self._token):
+            return None
+        return _said(
+            401,
+            "a bearer token is needed: Authorization: Bearer TOKEN",
+            {"WWW-Authenticate": "Bearer"},
+        )
+
+    async def _body(self, receive: Receive) -> bytes:
+        """Return the whole body.
+
+        Raises:
+            TooLargeError: there is more than allowed.
+            TimeoutError: it does not come.
+        """
+        parts, size = [], 0
+        async with asyncio.timeout(self._timeout):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise TimeoutError
+                parts.append(message.get("body", b""))
+                size += len(parts[-1])
+                if size > self._max_body:
+                    raise TooLargeError
+                if not message.get("more_body", False):
+                    return b"".join(parts)
+
+    def _note(self, scope: Scope, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "unknown")
+        self._gauges.requests.labels(scope["method"], route, str(status)).inc()
+        self._gauges.seconds.labels(route).observe(seconds)
+        client = scope.get("client") or ("", 0)
+        line = {
+            "method": scope["method"],
+            "path": scope["path"],
+            "status": status,
+            "milliseconds": round(1000 * seconds, 1),
+            "client": client[0],
+        }
+        log.info(json.dumps(line))
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """Return what hands over a body that has arrived, then waits for the client."""
+    given = False
+
+    async def replay() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay
+
+
+def _said(
+    status: int, reason: str, headers: dict[str, Any] | None = None
+) -> JSONResponse:
+    return JSONResponse({"detail": reason}, status, headers)

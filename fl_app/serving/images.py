@@ -1,0 +1,99 @@
+"""An uploaded image, checked and brought to what a model was trained on."""
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from fl_app.artifacts import ModelInfo
+
+Array = np.ndarray[Any, Any]
+
+MAX_BYTES = 10 * 2**20
+"""Of a file."""
+MAX_PIXELS = 25_000_000
+MAX_SIDE = 10_000
+FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
+
+_DEEP = {"I;16": 257.0, "I;16L": 257.0, "I;16B": 257.0, "I": 257.0}
+"""Modes with 16-bit levels, and what brings them to 8 bits."""
+_KNOWN = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV"}
+
+
+class ImageError(ValueError):
+    """An upload that is no image this service takes; the message says why."""
+
+
+@dataclass(frozen=True)
+class Received:
+    """What an upload was, and what was done to it."""
+
+    format: str
+    mode: str
+    width: int
+    height: int
+    converted: list[str]
+    """In words; empty where it was just as the model wants it."""
+
+
+def read(content: bytes, info: ModelInfo) -> tuple[Array, Received]:
+    """Return the model's input, (C, H, W) float32 levels, and what the upload was.
+
+    Levels are those of the model's training images, 0 to `full_scale`, whole numbers.
+    Conversion is that of training: to grey or colour, then to the size. Of a picture
+    that moves it is the first one; what follows the image in the file is not looked at.
+
+    Raises:
+        ImageError: the upload is no image, or too large a one.
+    """
+    if not content:
+        raise ImageError("the file is empty: send an image")
+    if len(content) > MAX_BYTES:
+        raise ImageError(f"the file is larger than {MAX_BYTES} bytes")
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
+            width, height = opened.size
+            if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+                raise ImageError(
+                    f"the image is {width} x {height} pixels: at most {MAX_SIDE} on a "
+                    f"side and {MAX_PIXELS} in all"
+                )
+            kind, mode = str(opened.format), opened.mode
+            opened.load()
+            return _levels(opened, info, Received(kind, mode, width, height, []))
+    except ImageError:
+        raise
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        known = ", ".join(FORMATS)
+        raise ImageError(
+            f"the file is no image that can be read ({error}): send one of {known}"
+        ) from None
+
+
+def _levels(
+    image: Image.Image, info: ModelInfo, received: Received
+) -> tuple[Array, Received]:
+    channels, height, width = info.input_shape
+    wanted = {1: "L", 3: "RGB"}.get(channels)
+    if wanted is None or max(height, width) > MAX_SIDE:
+        raise ImageError(f"the model takes no images: its input is {info.input_shape}")
+    said = received.converted
+    if image.mode in _DEEP:
+        deep = np.asarray(image, np.float64) / _DEEP[image.mode]
+        image = Image.fromarray(np.clip(np.rint(deep), 0, 255).astype(np.uint8))
+        said.append("16-bit levels to 8 bits")
+    elif image.mode not in _KNOWN:
+        raise ImageError(f"the image's levels ({image.mode}) do not fit 8 bits")
+    if image.mode != wanted:
+        said.append(f"{image.mode} to {'grey' if wanted == 'L' else 'colour'}")
+        image = image.convert(wanted)
+    if image.size != (width, height):
+        said.append(f"resized to {width} x {height}")
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    pixels = np.asarray(image, np.float32)
+    levels = pixels[None] if wanted == "L" else pixels.transpose(2, 0, 1)
+    if info.full_scale != 255:
+        levels = np.rint(levels * np.float32(info.full_scale / 255))
+    return np.ascontiguousarray(levels), received

@@ -1,0 +1,92 @@
+"""What the service answers, as OpenAPI describes it."""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field
+
+from fl_app.serving.catalogue import Status
+
+RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+
+
+class Health(BaseModel):
+    """The service answers."""
+
+    status: str = "ok"
+
+
+class RunLine(BaseModel):
+    """A run in short."""
+
+    id: str
+    status: Status
+    dataset: str
+    model: str
+    strategy: str
+    seed: int
+    rounds: int
+    """Done so far."""
+    test_accuracy: float | None
+    """Of the newest round in which it was measured."""
+
+
+class RunDetail(RunLine):
+    """A run in full."""
+
+    options: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    summary: dict[str, Any] | None
+    error: dict[str, Any] | None
+
+
+class ModelLine(BaseModel):
+    """A model that can predict."""
+
+    run: str
+    model: str
+    dataset: str
+    input_shape: tuple[int, int, int]
+    class_names: list[str]
+    test_accuracy: float | None
+
+
+class Upload(BaseModel):
+    """What an uploaded image was, and what was done to it for the model."""
+
+    format: str
+    mode: str
+    width: int
+    height: int
+    converted: list[str]
+
+
+class Prediction(BaseModel):
+    """What a model says of an image."""
+
+    label: str
+    """Name of the likeliest class."""
+    probability: float
+    """Of that class."""
+    probabilities: dict[str, float]
+    """Of every class, by name."""
+    run: str
+    """Whose model it was."""
+    model_sha256: str
+    image: Upload
+
+
+class Reason(BaseModel):
+    """Why a request was not answered."""
+
+    detail: str
+
+
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    401: {"model": Reason, "description": "No token, or another."},
+    404: {"model": Reason, "description": "There is no such run, or it has none."},
+    408: {"model": Reason, "description": "The request did not arrive in time."},
+    413: {"model": Reason, "description": "The request is too large."},
+}
+NO_IMAGE: dict[int | str, dict[str, Any]] = {
+    400: {"model": Reason, "description": "The file is no such image."}
+}
