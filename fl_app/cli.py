@@ -245,12 +245,19 @@ def serve(
     results_dir: Annotated[
         str, typer.Option(help="Folder of runs, or relative to the project's.")
     ] = "results",
+    data_dir: Annotated[
+        str, typer.Option(help="Folder of data sets, as the option data-dir.")
+    ] = "",
 ) -> None:
     """Serve the runs, and predictions of their models, over HTTP."""
     from fl_app.config import project_path
     from fl_app.serving import service
 
-    service.serve(project_path(results_dir, "--results-dir"), host, port)
+    project = environment.find_project()
+    environment.setup(project)
+    results = project_path(results_dir, "--results-dir")
+    results.mkdir(parents=True, exist_ok=True)
+    service.serve(results, project, host, port, data_dir)
 
 
 @cli.command()

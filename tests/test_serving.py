@@ -23,7 +23,7 @@ from fl_app.serving import images, service
 from fl_app.serving.app import Settings, create
 from fl_app.serving.images import ImageError
 from fl_app.serving.predictor import Batcher, load
-from tests.conftest import make_config
+from tests.conftest import PROJECT, make_config
 from tests.test_run import run
 
 
@@ -43,7 +43,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def client(results: Path) -> Iterator[TestClient]:
-    with TestClient(create(Settings(results))) as found:
+    with TestClient(create(Settings(results, PROJECT))) as found:
         yield found
 
 
@@ -223,7 +223,7 @@ def test_a_link_out_of_the_results_is_not_followed_by_name(tmp_path: Path) -> No
     run(outside, run_name="secret", num_server_rounds=1)
     results = tmp_path / "results"
     results.mkdir()
-    with TestClient(create(Settings(results))) as client:
+    with TestClient(create(Settings(results, PROJECT))) as client:
         assert client.get("/runs/../outside/secret").status_code == 404
         assert client.get("/runs").json() == []
         answer = client.post("/predict", files={"file": encoded(digit(0))})
@@ -234,7 +234,7 @@ def test_a_link_out_of_the_results_is_not_followed_by_name(tmp_path: Path) -> No
 def test_a_file_that_is_no_model_predicts_nothing(tmp_path: Path) -> None:
     folder = run(tmp_path, num_server_rounds=1)
     (folder.path / "model.safetensors").write_bytes(b"\x80\x04pickle")
-    with TestClient(create(Settings(tmp_path))) as client:
+    with TestClient(create(Settings(tmp_path, PROJECT))) as client:
         answer = client.post("/predict", files={"file": encoded(digit(0))})
         assert answer.status_code == 404
         assert "not a model that a run has written" in answer.json()["detail"]
@@ -294,7 +294,8 @@ def test_openapi_says_what_is_answered(client: TestClient) -> None:
     paths = client.get("/openapi.json").json()["paths"]
     assert set(paths) == {
         *("/health", "/metrics", "/models", "/predict", "/runs", "/runs/{run}"),
-        *("/runs/{run}/curves.png", "/runs/{run}/report"),
+        *("/runs/{run}/curves.png", "/runs/{run}/report", "/runs/{run}/events"),
+        *("/runs/{run}/stop", "/train"),
     }
     assert client.get("/docs").status_code == 200
 
@@ -313,7 +314,7 @@ def test_prometheus_is_told(client: TestClient) -> None:
 
 
 def test_a_token_is_asked_for_everywhere_but_at_health(results: Path) -> None:
-    with TestClient(create(Settings(results, token="secret"))) as client:
+    with TestClient(create(Settings(results, PROJECT, token="secret"))) as client:
         assert client.get("/health").status_code == 200
         for path in ("/runs", "/models", "/metrics", "/docs", "/openapi.json", "/none"):
             refused = client.get(path)
@@ -386,7 +387,7 @@ def test_what_fails_is_told_to_each_and_the_next_goes_on(results: Path) -> None:
 
 
 def test_a_request_that_does_not_arrive_is_ended(results: Path) -> None:
-    settings = Settings(results, request_timeout=0.5)
+    settings = Settings(results, PROJECT, request_timeout=0.5)
     config = uvicorn.Config(create(settings), port=0, log_level="error")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)

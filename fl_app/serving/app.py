@@ -1,19 +1,27 @@
 """The service: runs as they are, and predictions of their models. OpenAPI at /docs."""
 
+import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from fastapi import FastAPI, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.concurrency import run_in_threadpool
 
-from fl_app.serving import images, predict_routes, run_routes
+from fl_app.serving import images, predict_routes, run_routes, train_routes
 from fl_app.serving.catalogue import Catalogue
 from fl_app.serving.guards import Gauges, Guard
+from fl_app.serving.jobs import Jobs
 from fl_app.serving.predictor import Batcher
 from fl_app.serving.schemas import REFUSALS, Health
+from fl_app.serving.states import Runs
 
+log = logging.getLogger("fl_app")
+
+_QUEUE_SECONDS = 0.3
 _FORM = 4096  # bytes of a multipart form around its file
 
 
@@ -22,6 +30,9 @@ class Settings:
     """How the service is run."""
 
     results: Path
+    project: Path
+    data_dir: str = ""
+    """Where data sets lie; "" for the Hub."""
     token: str = ""
     """What requests must bear; empty for none, which is for loopback alone."""
     request_timeout: float = 30.0
@@ -34,9 +45,15 @@ def create(settings: Settings) -> FastAPI:
     gauges = Gauges()
     batcher = Batcher(gauges.batches.observe)
 
+    jobs = Jobs(settings.results, settings.project, data_dir=settings.data_dir)
+    runs = Runs(catalogue, jobs)
+
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        yield
+        async with asyncio.TaskGroup() as tasks:
+            queue = tasks.create_task(_advance(jobs))
+            yield
+            queue.cancel()
         batcher.close()
 
     app = FastAPI(title="fl-app", lifespan=lifespan, responses=REFUSALS)
@@ -59,6 +76,17 @@ def create(settings: Settings) -> FastAPI:
         figures = generate_latest(gauges.registry)
         return Response(figures, media_type=CONTENT_TYPE_LATEST)
 
-    app.include_router(run_routes.router(catalogue))
-    app.include_router(predict_routes.router(catalogue, batcher))
+    app.include_router(train_routes.router(runs, jobs))
+    app.include_router(run_routes.router(runs))
+    app.include_router(predict_routes.router(catalogue, runs, batcher))
     return app
+
+
+async def _advance(jobs: Jobs) -> None:
+    """Start trainings, one after the other, for as long as the service runs."""
+    while True:
+        try:
+            await run_in_threadpool(jobs.advance)
+        except OSError:
+            log.exception("A training could not be started")
+        await asyncio.sleep(_QUEUE_SECONDS)

@@ -10,11 +10,11 @@ from fl_app.config import ConfigError
 from fl_app.serving import images
 from fl_app.serving.catalogue import Catalogue
 from fl_app.serving.predictor import Batcher, Loaded, Models
-from fl_app.serving.run_routes import named
 from fl_app.serving.schemas import NO_IMAGE, ModelLine, Prediction, RunName, Upload
+from fl_app.serving.states import Runs
 
 
-def router(catalogue: Catalogue, batcher: Batcher) -> APIRouter:
+def router(catalogue: Catalogue, runs: Runs, batcher: Batcher) -> APIRouter:
     """Return the routes /models and /predict."""
     routes = APIRouter()
     models = Models()
@@ -26,7 +26,7 @@ def router(catalogue: Catalogue, batcher: Batcher) -> APIRouter:
         return [line for line in lines if line is not None]
 
     def loaded(name: str | None) -> Loaded:
-        folder = named(catalogue, name) if name else catalogue.newest_model()
+        folder = runs.named(name).folder if name else catalogue.newest_model()
         if folder is None:
             raise HTTPException(404, "no run has a model yet: train one first")
         if not (folder.path / MODEL).is_file():

@@ -6,50 +6,42 @@ from fastapi import APIRouter, HTTPException
 from fastapi.responses import FileResponse
 
 from fl_app.artifacts import CURVES, REPORT, RunFolder
-from fl_app.serving.catalogue import Catalogue, status_of
 from fl_app.serving.schemas import RunDetail, RunLine, RunName
+from fl_app.serving.states import Found, Runs
 
 
-def router(catalogue: Catalogue) -> APIRouter:
+def router(found: Runs) -> APIRouter:
     """Return the routes under /runs."""
     routes = APIRouter()
 
     @routes.get("/runs")
     def runs() -> list[RunLine]:
-        """All runs, the newest first."""
-        return [RunLine(**_line(folder)) for folder in catalogue.all()]
+        """All runs, the newest first; those that wait before them."""
+        return [RunLine(**_line(one)) for one in found.all()]
 
     @routes.get("/runs/{run}")
     def run(run: RunName) -> RunDetail:
         """A run: how it stands, its options, each round's figures, its summary."""
-        folder = named(catalogue, run)
+        one = found.named(run)
         return RunDetail(
-            **_line(folder),
-            options=(folder.config() or {})["options"],
-            metrics=folder.metrics(),
-            summary=folder.summary(),
-            error=folder.error(),
+            **_line(one),
+            options=one.options,
+            metrics=one.folder.metrics(),
+            summary=one.folder.summary(),
+            error=one.error,
         )
 
     @routes.get("/runs/{run}/curves.png", response_class=FileResponse)
     def curves(run: RunName) -> FileResponse:
         """The picture of a run's accuracy and loss."""
-        return _file_of(named(catalogue, run), CURVES, "image/png")
+        return _file_of(found.named(run).folder, CURVES, "image/png")
 
     @routes.get("/runs/{run}/report", response_class=FileResponse)
     def report(run: RunName) -> FileResponse:
         """A finished run on one page."""
-        return _file_of(named(catalogue, run), REPORT, "text/html")
+        return _file_of(found.named(run).folder, REPORT, "text/html")
 
     return routes
-
-
-def named(catalogue: Catalogue, name: str) -> RunFolder:
-    """Return a run; answers 404 where there is none of that name."""
-    folder = catalogue.find(name)
-    if folder is None:
-        raise HTTPException(404, f"there is no run {name!r}; GET /runs lists them")
-    return folder
 
 
 def _file_of(folder: RunFolder, name: str, kind: str) -> FileResponse:
@@ -59,14 +51,13 @@ def _file_of(folder: RunFolder, name: str, kind: str) -> FileResponse:
     return FileResponse(path, media_type=kind)
 
 
-def _line(folder: RunFolder) -> dict[str, Any]:
-    options = (folder.config() or {})["options"]
-    rows = folder.metrics()
+def _line(found: Found) -> dict[str, Any]:
+    rows = found.folder.metrics()
     measured = [r["test_accuracy"] for r in rows if r["test_accuracy"] is not None]
     return {
-        "id": folder.name,
-        "status": status_of(folder),
+        "id": found.folder.name,
+        "status": found.status,
         "rounds": rows[-1]["round"] if rows else 0,
         "test_accuracy": measured[-1] if measured else None,
-        **{key: options[key] for key in ("dataset", "model", "strategy", "seed")},
+        **{k: found.options[k] for k in ("dataset", "model", "strategy", "seed")},
     }

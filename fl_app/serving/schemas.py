@@ -15,6 +15,14 @@ class Health(BaseModel):
     status: str = "ok"
 
 
+class Started(BaseModel):
+    """A training that was asked for."""
+
+    id: str
+    """Name of its run."""
+    status: Status
+
+
 class RunLine(BaseModel):
     """A run in short."""
 
@@ -75,6 +83,20 @@ class Prediction(BaseModel):
     image: Upload
 
 
+class Fault(BaseModel):
+    """What is wrong with one part of a request."""
+
+    loc: list[str | int]
+    msg: str
+    type: str
+
+
+class HTTPValidationError(BaseModel):
+    """A request that is not as described."""
+
+    detail: list[Fault]
+
+
 class Reason(BaseModel):
     """Why a request was not answered."""
 
@@ -89,4 +111,21 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
 }
 NO_IMAGE: dict[int | str, dict[str, Any]] = {
     400: {"model": Reason, "description": "The file is no such image."}
+}
+
+UNUSABLE: dict[int | str, dict[str, Any]] = {
+    422: {
+        "model": Reason | HTTPValidationError,
+        "description": "An option is not allowed.",
+    }
+}
+FULL: dict[int | str, dict[str, Any]] = {
+    429: {"model": Reason, "description": "As many wait as may."}
+}
+CONFLICT: dict[int | str, dict[str, Any]] = {
+    409: {"model": Reason, "description": "It is not going on."}
+}
+EVENTS: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/event-stream": {}}, "description": "Events, one a round."},
+    429: {"model": Reason, "description": "As many streams are open as may."},
 }

@@ -33,7 +33,9 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def serve(results: Path, host: str, port: int) -> None:
+def serve(
+    results: Path, project: Path, host: str, port: int, data_dir: str = ""
+) -> None:
     """Serve until interrupted.
 
     Raises:
@@ -51,7 +53,7 @@ def serve(results: Path, host: str, port: int) -> None:
         access.addHandler(logging.StreamHandler())
     access.propagate = False
     uvicorn.run(
-        create(Settings(results, token)),
+        create(Settings(results, project, data_dir, token)),
         host=host,
         port=port,
         access_log=False,

@@ -1,0 +1,224 @@
+"""Trainings as jobs: queued in files, run by processes of their own, one at a time.
+
+A job is a file beside the runs and, while it is going on, a process that runs
+`fl-app run` in a session of its own. The service may be killed and started again: the
+process goes on, and the files tell where everything stands.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fl_app import artifacts, environment
+from fl_app.artifacts import RunFolder, write_atomically
+from fl_app.config import ConfigError, RunConfig, is_auto
+from fl_app.data import datasets
+from fl_app.server_app import build_strategy
+
+FOLDER = ".jobs"
+MAX_QUEUED = 8
+_PATHS = ("results-dir", "data-dir", "test-path", "initial-model", "resume", "regime")
+"""Options that a request may not set: what they name lies on the service's disk."""
+_LOG_LINES = 20
+
+Options = Mapping[str, str | int | float | bool]
+
+
+class QueueFullError(RuntimeError):
+    """As many trainings wait as may."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training that was asked for."""
+
+    id: str
+    """Name of its run."""
+    options: dict[str, Any]
+    resolved: dict[str, Any]
+    """All options."""
+    created: float
+    """Seconds since 1970."""
+    pid: int = 0
+    """Its process; 0 before it began."""
+    born: int = 0
+    """When that began, in the kernel's ticks: a pid alone may be another's later."""
+    cancelled: bool = False
+
+
+class Jobs:
+    """The trainings of a results folder."""
+
+    def __init__(
+        self, results: Path, project: Path, *, data_dir: str = "", nodes: int = 0
+    ) -> None:
+        """Take up what an earlier service left.
+
+        Args:
+            results: where runs go.
+            project: the app's folder.
+            data_dir: where data sets lie, as the option; "" for the Hub.
+            nodes: simulated nodes; 0 for as many as there are cores.
+        """
+        self._results = results
+        self._folder = results / FOLDER
+        self._project = project
+        self._data_dir = data_dir
+        self._nodes = nodes or environment.default_nodes()
+        self._started: dict[str, subprocess.Popen[bytes]] = {}
+
+    def submit(self, given: Options) -> Job:
+        """Queue a training.
+
+        Raises:
+            ConfigError: an option is not allowed; nothing is queued.
+            QueueFullError: too many wait.
+        """
+        if len(self.queued()) >= MAX_QUEUED:
+            raise QueueFullError(
+                f"{MAX_QUEUED} trainings wait already: try again when one is done"
+            )
+        options, resolved = self._checked(given)
+        job = Job(str(options["run-name"]), options, resolved, time.time())
+        if self.find(job.id) is not None:
+            raise ConfigError(f"run-name = {job.id!r} is taken: choose another")
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._write(job)
+        return job
+
+    def _checked(self, given: Options) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the options to start with, run name and all, and all as resolved."""
+        for name in _PATHS:
+            if name in given:
+                raise ConfigError(
+                    f"option {name} cannot be set over HTTP: leave it out"
+                )
+        if str(given.get("dataset", "digits")) not in datasets.DATASETS:
+            known = ", ".join(sorted(datasets.DATASETS))
+            raise ConfigError(f"over HTTP, dataset must be one of: {known}")
+        own: dict[str, Any] = {"results-dir": str(self._results)}
+        if self._data_dir:
+            own["data-dir"] = self._data_dir
+        declared = environment.default_options(self._project)
+        config = RunConfig.from_options(
+            {**declared, **given, **own}, datasets.recipe_for
+        )
+        artifacts.usable_results_dir(config)
+        build_strategy(config)
+        if config.min_nodes > self._nodes:
+            raise ConfigError(f"min-nodes must be at most {self._nodes}")
+        name = config.run_name or artifacts.unused_name(config)
+        kept = {k: v for k, v in given.items() if not is_auto(k, v)}
+        named = {"run-name": name}
+        return {**kept, **own, **named}, {**config.options(), **named}
+
+    def all(self) -> list[Job]:
+        """Return all jobs, the oldest first."""
+        found = []
+        for path in self._folder.glob("*.json"):
+            with contextlib.suppress(OSError, ValueError, TypeError):
+                found.append(Job(**json.loads(path.read_text())))
+        return sorted(found, key=lambda job: (job.created, job.id))
+
+    def find(self, name: str) -> Job | None:
+        """Return the job of a run's name (one that is a folder's name)."""
+        path = self._folder / f"{name}.json"
+        try:
+            return Job(**json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def queued(self) -> list[Job]:
+        """Return the jobs that have not begun, the oldest first."""
+        return [job for job in self.all() if not job.pid and not job.cancelled]
+
+    def running(self) -> Job | None:
+        """Return the job that is going on."""
+        return next((job for job in self.all() if self.is_alive(job)), None)
+
+    def is_alive(self, job: Job) -> bool:
+        """Whether a job's process is going on."""
+        started = self._started.get(job.id)
+        if started is not None and started.poll() is not None:
+            return False  # and its exit status is taken
+        return bool(job.pid) and _born(job.pid) == job.born
+
+    def advance(self) -> Job | None:
+        """Start the oldest job that waits, if none is going on; return it."""
+        waiting = self.queued()
+        if not waiting or self.running() is not None:
+            return None
+        job = waiting[0]
+        text = "\n".join(f"{k} = {_toml(v)}" for k, v in job.options.items()) + "\n"
+        write_atomically(self._folder / f"{job.id}.toml", text.encode())
+        log = self._folder / f"{job.id}.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [
+                    str(Path(sys.executable).with_name("fl-app")),
+                    *("run", "--nodes", str(self._nodes)),
+                    *("-c", str(self._folder / f"{job.id}.toml")),
+                ],
+                cwd=self._project,
+                env={**os.environ, "NO_COLOR": "1"},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        begun = replace(job, pid=process.pid, born=_born(process.pid))
+        self._started[job.id] = process
+        self._write(begun)
+        return begun
+
+    def stop(self, job: Job) -> bool:
+        """Take a job from the queue, or interrupt it; return whether there was need.
+
+        A run that is interrupted stops as by Ctrl-C: with its files as they are.
+        """
+        if not job.pid and not job.cancelled:
+            self._write(replace(job, cancelled=True))
+            return True
+        if not self.is_alive(job):
+            return False
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(job.pid, signal.SIGINT)
+        return True
+
+    def said(self, job: Job) -> str:
+        """Return the last lines that a job has printed."""
+        try:
+            text = (self._folder / f"{job.id}.log").read_text(errors="replace")
+        except OSError:
+            return ""
+        return "\n".join(text.strip().splitlines()[-_LOG_LINES:])
+
+    def folder_of(self, job: Job) -> RunFolder:
+        """Return the run's folder, there or not yet."""
+        return RunFolder(self._results / job.id)
+
+    def _write(self, job: Job) -> None:
+        text = json.dumps(asdict(job), indent=2) + "\n"
+        write_atomically(self._folder / f"{job.id}.json", text.encode())
+
+
+def _born(pid: int) -> int:
+    """Return when a process began, in ticks since the machine did; 0 if it is gone."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return 0
+    fields = stat.rpartition(")")[2].split()
+    return 0 if fields[0] == "Z" else int(fields[19])
+
+
+def _toml(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else json.dumps(value)

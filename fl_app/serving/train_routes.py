@@ -1,0 +1,123 @@
+"""Trainings over HTTP: start one, follow it round by round, stop it."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Header, HTTPException
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import StreamingResponse
+
+from fl_app.config import ConfigError
+from fl_app.serving.catalogue import Status
+from fl_app.serving.jobs import Jobs, QueueFullError
+from fl_app.serving.schemas import (
+    CONFLICT,
+    EVENTS,
+    FULL,
+    UNUSABLE,
+    RunName,
+    Started,
+)
+from fl_app.serving.states import Runs
+
+_PERIOD_SECONDS = 0.3
+_BEAT_SECONDS = 15.0
+_MAX_STREAMS = 32
+_OVER = {Status.FINISHED, Status.FAILED, Status.STOPPED}
+
+_EXAMPLES = [{"dataset": "digits", "num-server-rounds": 3, "strategy": "fedprox"}]
+
+
+def router(runs: Runs, jobs: Jobs) -> APIRouter:
+    """Return the routes that train."""
+    routes = APIRouter()
+    streams: set[object] = set()
+
+    @routes.post("/train", status_code=202, responses={**UNUSABLE, **FULL})
+    def train(
+        options: Annotated[
+            dict[str, str | int | float | bool] | None,
+            Body(description="Options as for `fl-app run`.", examples=_EXAMPLES),
+        ] = None,
+    ) -> Started:
+        """Queue a training; without options, the default one.
+
+        One trains at a time. It goes on should the service end.
+        """
+        try:
+            job = jobs.submit(options or {})
+        except ConfigError as error:
+            raise HTTPException(422, str(error)) from None
+        except QueueFullError as error:
+            raise HTTPException(429, str(error)) from None
+        return Started(id=job.id, status=Status.QUEUED)
+
+    @routes.post("/runs/{run}/stop", status_code=202, responses=CONFLICT)
+    def stop(run: RunName) -> Started:
+        """Stop a training, or take it from the queue; what it has done is kept."""
+        found = runs.named(run)
+        if found.job is None or not jobs.stop(found.job):
+            raise HTTPException(
+                409, f"run {run!r} is {found.status}: there is nothing to stop"
+            )
+        return Started(id=run, status=runs.named(run).status)
+
+    @routes.get(
+        "/runs/{run}/events", response_class=StreamingResponse, responses=EVENTS
+    )
+    async def events(
+        run: RunName, last_event_id: Annotated[str | None, Header()] = None
+    ) -> StreamingResponse:
+        """Each round's figures as they come, as server-sent events; then `end`.
+
+        A browser's `EventSource` that was cut off goes on where it was.
+        """
+        await run_in_threadpool(runs.named, run)
+        if len(streams) >= _MAX_STREAMS:
+            raise HTTPException(429, f"{_MAX_STREAMS} streams are open already")
+        known = last_event_id or ""
+        after = int(known) if known.isdecimal() and len(known) < 10 else -1
+        mark = object()
+        streams.add(mark)
+
+        async def stream() -> AsyncIterator[str]:
+            try:
+                async for event in _events(runs, run, after):
+                    yield event
+            finally:
+                streams.discard(mark)
+
+        return StreamingResponse(
+            stream(),
+            media_type="text/event-stream",
+            headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+        )
+
+    return routes
+
+
+async def _events(runs: Runs, run: str, after: int) -> AsyncIterator[str]:
+    silent = 0.0
+    while True:
+        found = await run_in_threadpool(runs.named, run)
+        over = found.status in _OVER  # asked first: what comes after it is the last
+        for row in await run_in_threadpool(found.folder.metrics):
+            if row["round"] > after:
+                after, silent = row["round"], 0.0
+                yield _event("round", row, after)
+        if over:
+            summary = await run_in_threadpool(found.folder.summary)
+            yield _event("end", {"status": found.status, "summary": summary})
+            return
+        if silent >= _BEAT_SECONDS:
+            silent = 0.0
+            yield ": still going on\n\n"
+        await asyncio.sleep(_PERIOD_SECONDS)
+        silent += _PERIOD_SECONDS
+
+
+def _event(kind: str, data: Any, number: int | None = None) -> str:
+    line = "" if number is None else f"id: {number}\n"
+    return f"{line}event: {kind}\ndata: {json.dumps(data)}\n\n"

@@ -1,0 +1,316 @@
+"""Trainings over HTTP: queued, followed, stopped, and still there after a kill."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from fl_app.artifacts import RunFolder
+from fl_app.config import ConfigError
+from fl_app.network import free_port
+from fl_app.serving import jobs as job_files
+from fl_app.serving.app import Settings, create
+from fl_app.serving.jobs import MAX_QUEUED, Jobs, QueueFullError
+from tests.conftest import PROJECT
+from tests.test_cli import FL_APP
+from tests.test_network import processes_of
+
+# In place of `fl-app run`: writes a run's files, a round each time it is told to.
+FAKE = """#!{python}
+import json, os, sys, time, tomllib
+from pathlib import Path
+
+sys.path.insert(0, {project!r})
+from filelock import FileLock
+from fl_app.artifacts import RunFolder
+from fl_app.config import RunConfig
+from fl_app.data.datasets import recipe_for
+from fl_app.environment import default_options
+
+options = tomllib.loads(Path(sys.argv[-1]).read_text())
+declared = default_options(Path({project!r}))
+config = RunConfig.from_options(declared | options, recipe_for)
+if config.seed == 13:
+    sys.exit("error: unlucky")
+folder = RunFolder.create(config)
+(folder.path / "checkpoint").mkdir()
+rows = []
+with FileLock(folder.path / "checkpoint" / ".lock"):
+    for number in range(config.num_server_rounds + 1):
+        while not (folder.path.parent / f"go-{{number}}").exists():
+            time.sleep(0.02)
+        rows.append({{"round": number, "test_accuracy": number / 10, "test_loss": 1.0}})
+        folder.write_metrics(rows)
+    folder.write_summary({{"final_test_accuracy": number / 10, "rounds": number}})
+"""
+
+
+@pytest.fixture
+def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Jobs]:
+    script = tmp_path / "bin" / "fl-app"
+    script.parent.mkdir()
+    script.write_text(FAKE.format(python=sys.executable, project=str(PROJECT)))
+    script.chmod(0o755)
+    (tmp_path / "results").mkdir()
+    monkeypatch.setattr(job_files.sys, "executable", str(tmp_path / "bin" / "python"))
+    made = Jobs(tmp_path / "results", PROJECT, nodes=2)
+    yield made
+    for job in made.all():
+        if made.is_alive(job):
+            os.kill(job.pid, signal.SIGKILL)
+
+
+def until(holds: Callable[[], Any], seconds: float = 30.0) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (value := holds()):
+        assert time.monotonic() < deadline, "it never came to hold"
+        time.sleep(0.02)
+    return value
+
+
+def let(queue: Jobs, *rounds: int) -> None:
+    for number in rounds:
+        (queue._results / f"go-{number}").touch()
+
+
+QUICK: dict[str, Any] = {"num-server-rounds": 2, "seed": 1}
+
+
+def test_one_trains_at_a_time_in_order(queue: Jobs) -> None:
+    first, second = (queue.submit(QUICK | {"run-name": name}) for name in "ab")
+    assert [job.id for job in queue.queued()] == ["a", "b"]
+    begun = queue.advance()
+    assert begun is not None
+    assert begun.id == first.id
+    assert queue.advance() is None
+    let(queue, 0, 1, 2)
+    until(lambda: not queue.is_alive(begun))
+    assert queue.folder_of(first).summary() == {"final_test_accuracy": 0.2, "rounds": 2}
+    begun = queue.advance()
+    assert begun is not None
+    assert begun.id == second.id
+
+
+def test_another_service_takes_up_what_the_first_left(queue: Jobs) -> None:
+    for name in "ab":
+        queue.submit(QUICK | {"run-name": name})
+    begun = queue.advance()
+    later = Jobs(queue._results, PROJECT, nodes=2)
+    assert later.running() == begun
+    assert later.advance() is None
+    let(queue, 0, 1, 2)
+    until(lambda: queue.advance())  # `a` is done: this takes its exit status, too
+    assert [job.id for job in later.queued()] == []
+
+
+def test_a_pid_that_is_anothers_now_is_no_job(queue: Jobs) -> None:
+    job = job_files.Job("x", {}, {}, 0.0, pid=os.getpid(), born=1)
+    assert not queue.is_alive(job)
+
+
+def test_the_queue_is_bounded(queue: Jobs) -> None:
+    for number in range(MAX_QUEUED):
+        queue.submit({"run-name": f"run-{number}"})
+    with pytest.raises(QueueFullError, match="8 trainings wait already"):
+        queue.submit({})
+    assert len(queue.queued()) == MAX_QUEUED
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"results-dir": "/tmp"}, "results-dir cannot be set over HTTP"),
+        ({"data-dir": "/etc"}, "data-dir cannot be set"),
+        ({"initial-model": "x"}, "initial-model cannot be set"),
+        ({"test-path": "x"}, "test-path cannot be set"),
+        ({"resume": "x"}, "resume cannot be set"),
+        ({"dataset": "/etc"}, "dataset must be one of"),
+        ({"dataset": "owner/name"}, "dataset must be one of"),
+        ({"run-name": "../x"}, "run-name = '../x' is not allowed"),
+        ({"learning-rate": "fast"}, "learning-rate = 'fast' is not allowed"),
+        ({"strategy": "fedmagic"}, "there are: fedadam"),
+        ({"nonsense": 1}, "option nonsense is unknown"),
+        ({"min-nodes": 99}, "min-nodes must be at most 2"),
+        ({"strategy": "scaffold", "optimizer": "adam"}, "use optimizer = 'sgd'"),
+    ],
+)
+def test_what_is_not_allowed_is_not_queued(
+    queue: Jobs, options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        queue.submit(options)
+    assert queue.all() == []
+
+
+def test_a_name_is_taken_once(queue: Jobs) -> None:
+    queue.submit({"run-name": "a"})
+    with pytest.raises(ConfigError, match="'a' is taken"):
+        queue.submit({"run-name": "a"})
+
+
+# --- over HTTP, with the trainings faked
+
+
+@pytest.fixture
+def client(queue: Jobs) -> Iterator[TestClient]:
+    with TestClient(create(Settings(queue._results, PROJECT))) as found:
+        yield found
+
+
+def events(text: str) -> list[tuple[str, Any]]:
+    found = []
+    for block in text.strip().split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in block.splitlines())
+        found.append((fields["event"], json.loads(fields["data"])))
+    return found
+
+
+def test_a_training_from_start_to_end(queue: Jobs, client: TestClient) -> None:
+    answer = client.post("/train", json=QUICK | {"run-name": "one"})
+    assert (answer.status_code, answer.json()) == (
+        202, {"id": "one", "status": "queued"},
+    )  # fmt: skip
+    until(lambda: client.get("/runs/one").json()["status"] == "running")
+    let(queue, 0, 1)
+    until(lambda: client.get("/runs/one").json()["rounds"] == 1)
+    let(queue, 2)
+    told = events(client.get("/runs/one/events").text)
+    assert [kind for kind, _ in told] == ["round", "round", "round", "end"]
+    assert [data["round"] for _, data in told[:-1]] == [0, 1, 2]
+    assert told[-1][1]["status"] == "finished"
+    assert client.get("/runs/one").json()["summary"]["rounds"] == 2
+
+
+def test_a_stream_goes_on_where_it_was_cut(queue: Jobs, client: TestClient) -> None:
+    client.post("/train", json=QUICK | {"run-name": "one"})
+    let(queue, 0, 1, 2)
+    answer = client.get("/runs/one/events", headers={"Last-Event-ID": "1"})
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert [kind for kind, _ in events(answer.text)] == ["round", "end"]
+
+
+def test_a_training_that_is_stopped(queue: Jobs, client: TestClient) -> None:
+    for name in ("one", "two"):
+        client.post("/train", json=QUICK | {"run-name": name})
+    until(lambda: client.get("/runs/one").json()["status"] == "running")
+    assert client.get("/runs/two").json()["status"] == "queued"
+    assert client.post("/runs/two/stop").json()["status"] == "stopped"
+    assert client.post("/runs/one/stop").status_code == 202
+    until(lambda: client.get("/runs/one").json()["status"] != "running")
+    again = client.post("/runs/one/stop")
+    assert again.status_code == 409
+    assert "nothing to stop" in again.json()["detail"]
+    assert {line["id"] for line in client.get("/runs").json()} == {"one", "two"}
+
+
+def test_a_training_that_fails_says_why(client: TestClient) -> None:
+    client.post("/train", json={"seed": 13, "run-name": "bad"})
+    told = until(
+        lambda: (r := client.get("/runs/bad").json())["status"] == "failed" and r
+    )
+    assert "error: unlucky" in told["error"]["message"]
+    assert events(client.get("/runs/bad/events").text)[-1][1]["status"] == "failed"
+
+
+def test_without_a_body_the_default_is_trained(queue: Jobs, client: TestClient) -> None:
+    answer = client.post("/train")
+    assert answer.status_code == 202
+    job = queue.find(answer.json()["id"])
+    assert job is not None
+    assert job.resolved["dataset"] == "digits"
+    assert job.resolved["seed"] == 0
+
+
+@pytest.mark.parametrize(
+    "body", [[1], "x", {"seed": [1]}, {"seed": None}, {"seed": -1}, {"nonsense": 1}]
+)
+def test_a_bad_body_is_described(client: TestClient, body: Any) -> None:
+    answer = client.post("/train", json=body)
+    assert answer.status_code == 422
+    assert answer.json()["detail"]
+
+
+def test_a_full_queue_says_so(queue: Jobs, client: TestClient) -> None:
+    answers = [client.post("/train").status_code for _ in range(MAX_QUEUED + 3)]
+    assert answers[0] == 202
+    assert answers[-1] == 429
+
+
+# --- for real
+
+
+def call(port: int, path: str, body: Any = None) -> Any:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}{path}",
+        data,
+        {"Content-Type": "application/json"} if data else {},
+    )
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(request, timeout=30) as response:
+        return json.loads(response.read())
+
+
+def serving(results: Path, home: Path, port: int) -> "subprocess.Popen[bytes]":
+    process = subprocess.Popen(
+        [str(FL_APP), "serve", "--port", str(port), "--results-dir", str(results)],
+        env={**os.environ, "FLWR_HOME": str(home), "FLWR_TELEMETRY_ENABLED": "0"},
+        cwd=PROJECT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+    def answers() -> bool:
+        try:
+            return bool(call(port, "/health")["status"] == "ok")
+        except (urllib.error.URLError, OSError):
+            return False
+
+    until(answers, 60)
+    return process
+
+
+@pytest.mark.network
+def test_a_training_outlives_the_service(tmp_path: Path) -> None:
+    """kill -9 of the service in mid-training: the training ends well, and is told."""
+    results, home, port = tmp_path / "results", tmp_path / "flwr", free_port()
+    options = {
+        "run-name": "kept",
+        "model": "logistic",
+        "num-server-rounds": 6,
+        "local-epochs": 10,
+        "num-clients": 20,
+    }
+    first = serving(results, home, port)
+    second = None
+    try:
+        assert call(port, "/train", options) == {"id": "kept", "status": "queued"}
+        until(lambda: call(port, "/runs/kept")["rounds"] >= 1, 120)
+        first.kill()
+        first.wait()
+        second = serving(results, home, port)
+        told = call(port, "/runs/kept")
+        assert told["status"] in ("running", "finished")
+        until(lambda: call(port, "/runs/kept")["status"] == "finished", 120)
+        told = call(port, "/runs/kept")
+        assert [row["round"] for row in told["metrics"]] == list(range(7))
+        assert told["summary"] == RunFolder(results / "kept").summary()
+    finally:
+        for process in (first, second):
+            if process is not None:
+                process.kill()
+                process.wait()
+        for pid in processes_of(tmp_path):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
