@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fl_app import cli, simulation
-from fl_app.config import RunConfig
+from fl_app.config import PROJECT_VARIABLE, RunConfig
 from tests.conftest import PROJECT
 
 FL_APP = Path(sys.executable).parent / "fl-app"
@@ -159,6 +159,7 @@ def test_quantization_is_short_for_int8(
         return "not run: a test"
 
     monkeypatch.setenv("FLWR_HOME", str(tmp_path))
+    monkeypatch.setenv(PROJECT_VARIABLE, str(PROJECT))
     monkeypatch.setattr(simulation, "run", noting)
     done = CliRunner().invoke(cli.cli, ["run", *given])
     assert done.exit_code == 1

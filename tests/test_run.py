@@ -184,6 +184,9 @@ def vendor() -> str:
 
 
 GOLDEN = {
+    "AuthenticAMD AVX512, torch 2.15": (
+        "573ab2dbe5aa7b8dc02633c3aea97d677a98247fae5c81f21e4552954fceda1b"
+    ),
     "GenuineIntel AVX512, torch 2.15": (
         "4044a75d23e453269fe4e8cf9bdcb6b3"  # two halves, for the line's length
         "82ab90ba66458b4cc7b524ebb57ffe3d"

@@ -110,7 +110,7 @@ def test_another_service_takes_up_what_the_first_left(queue: Jobs) -> None:
     assert later.running() == begun
     assert later.advance() is None
     let(queue, 0, 1, 2)
-    until(lambda: queue.advance())  # `a` is done: this takes its exit status, too
+    until(queue.advance)  # `a` is done: this takes its exit status, too
     assert [job.id for job in later.queued()] == []
 
 
