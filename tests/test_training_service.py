@@ -241,6 +241,14 @@ def test_a_bad_body_is_described(client: TestClient, body: Any) -> None:
     assert answer.json()["detail"]
 
 
+def test_a_body_that_is_no_json_is_refused(client: TestClient) -> None:
+    answer = client.post(
+        "/train", content=b"\xff{", headers={"Content-Type": "application/json"}
+    )
+    assert answer.status_code == 400
+    assert answer.json()["detail"]
+
+
 def test_a_full_queue_says_so(queue: Jobs, client: TestClient) -> None:
     answers = [client.post("/train").status_code for _ in range(MAX_QUEUED + 3)]
     assert answers[0] == 202

@@ -114,10 +114,11 @@ NO_IMAGE: dict[int | str, dict[str, Any]] = {
 }
 
 UNUSABLE: dict[int | str, dict[str, Any]] = {
+    400: {"model": Reason, "description": "The body is no JSON."},
     422: {
         "model": Reason | HTTPValidationError,
         "description": "An option is not allowed.",
-    }
+    },
 }
 FULL: dict[int | str, dict[str, Any]] = {
     429: {"model": Reason, "description": "As many wait as may."}
