@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastapi import FastAPI, Response
+from fastapi.responses import HTMLResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.concurrency import run_in_threadpool
 
@@ -16,11 +17,16 @@ from fl_app.serving.catalogue import Catalogue
 from fl_app.serving.guards import Gauges, Guard
 from fl_app.serving.jobs import Jobs
 from fl_app.serving.predictor import Batcher
-from fl_app.serving.schemas import REFUSALS, Health
+from fl_app.serving.schemas import REFUSALS, Choices, Health
 from fl_app.serving.states import Runs
 
 log = logging.getLogger("fl_app")
 
+_PAGE = Path(__file__).with_name("page.html")
+_POLICY = (  # nothing from elsewhere
+    "default-src 'self'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "img-src 'self' data: blob:; frame-ancestors 'none'"
+)
 _QUEUE_SECONDS = 0.3
 _FORM = 4096  # bytes of a multipart form around its file
 
@@ -64,6 +70,18 @@ def create(settings: Settings) -> FastAPI:
         max_body=images.MAX_BYTES + _FORM,
         timeout=settings.request_timeout,
     )
+
+    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
+    def page() -> HTMLResponse:
+        """The page; what it shows, it asks for."""
+        return HTMLResponse(
+            _PAGE.read_text(), headers={"Content-Security-Policy": _POLICY}
+        )
+
+    @app.get("/choices")
+    def choices() -> Choices:
+        """What some options can be, and are by default."""
+        return Choices.of(settings.project)
 
     @app.get("/health")
     def health() -> Health:

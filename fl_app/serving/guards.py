@@ -13,8 +13,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 log = logging.getLogger("fl_app.access")
 
-_OPEN = {"/health"}
-"""Paths that need no token."""
+_OPEN = {"/", "/health"}
+"""Paths that need no token: the page says nothing by itself."""
 
 
 class TooLargeError(Exception):

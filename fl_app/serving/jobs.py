@@ -20,7 +20,7 @@ from typing import Any
 from fl_app import artifacts, environment
 from fl_app.artifacts import RunFolder, write_atomically
 from fl_app.config import ConfigError, RunConfig, is_auto
-from fl_app.data import datasets
+from fl_app.data import datasets, private
 from fl_app.server_app import build_strategy
 
 FOLDER = ".jobs"
@@ -101,8 +101,9 @@ class Jobs:
                 raise ConfigError(
                     f"option {name} cannot be set over HTTP: leave it out"
                 )
-        if str(given.get("dataset", "digits")) not in datasets.DATASETS:
-            known = ", ".join(sorted(datasets.DATASETS))
+        named = sorted(name for name in datasets.DATASETS if name != private.NAME)
+        if str(given.get("dataset", "digits")) not in named:
+            known = ", ".join(named)
             raise ConfigError(f"over HTTP, dataset must be one of: {known}")
         own: dict[str, Any] = {"results-dir": str(self._results)}
         if self._data_dir:
@@ -117,8 +118,8 @@ class Jobs:
             raise ConfigError(f"min-nodes must be at most {self._nodes}")
         name = config.run_name or artifacts.unused_name(config)
         kept = {k: v for k, v in given.items() if not is_auto(k, v)}
-        named = {"run-name": name}
-        return {**kept, **own, **named}, {**config.options(), **named}
+        called = {"run-name": name}
+        return {**kept, **own, **called}, {**config.options(), **called}
 
     def all(self) -> list[Job]:
         """Return all jobs, the oldest first."""

@@ -1,9 +1,15 @@
 """What the service answers, as OpenAPI describes it."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
+import strategies
+from fl_app import environment
+from fl_app.data import private
+from fl_app.data.datasets import DATASETS
+from fl_app.models import MODELS
 from fl_app.serving.catalogue import Status
 
 RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
@@ -13,6 +19,27 @@ class Health(BaseModel):
     """The service answers."""
 
     status: str = "ok"
+
+
+class Choices(BaseModel):
+    """What some options can be."""
+
+    dataset: list[str]
+    model: list[str]
+    strategy: list[str]
+    defaults: dict[str, Any]
+    """Of all options, as declared."""
+
+    @classmethod
+    def of(cls, project: Path) -> "Choices":
+        """Return those of a project."""
+        names = [name for name in DATASETS if name != private.NAME]
+        return cls(
+            dataset=names,
+            model=sorted(MODELS),
+            strategy=strategies.available(),
+            defaults=environment.default_options(project),
+        )
 
 
 class Started(BaseModel):
