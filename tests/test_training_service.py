@@ -114,6 +114,18 @@ def test_another_service_takes_up_what_the_first_left(queue: Jobs) -> None:
     assert [job.id for job in later.queued()] == []
 
 
+def test_a_training_is_not_told_the_services_secret(
+    queue: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FL_APP_TOKEN", "a secret")
+    queue.submit(QUICK | {"run-name": "a"})
+    begun = queue.advance()
+    assert begun is not None
+    variables = Path(f"/proc/{begun.pid}/environ").read_bytes()
+    assert b"PATH=" in variables
+    assert b"a secret" not in variables
+
+
 def test_a_pid_that_is_anothers_now_is_no_job(queue: Jobs) -> None:
     job = job_files.Job("x", {}, {}, 0.0, pid=os.getpid(), born=1)
     assert not queue.is_alive(job)

@@ -25,6 +25,8 @@ from fl_app.server_app import build_strategy
 
 FOLDER = ".jobs"
 MAX_QUEUED = 8
+TOKEN_VARIABLE = "FL_APP_TOKEN"
+"""Environment variable with what requests to the service must bear."""
 _PATHS = ("results-dir", "data-dir", "test-path", "initial-model", "resume", "regime")
 """Options that a request may not set: what they name lies on the service's disk."""
 _LOG_LINES = 20
@@ -169,7 +171,7 @@ class Jobs:
                     *("-c", str(self._folder / f"{job.id}.toml")),
                 ],
                 cwd=self._project,
-                env={**os.environ, "NO_COLOR": "1"},
+                env=_environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -209,6 +211,12 @@ class Jobs:
     def _write(self, job: Job) -> None:
         text = json.dumps(asdict(job), indent=2) + "\n"
         write_atomically(self._folder / f"{job.id}.json", text.encode())
+
+
+def _environment() -> dict[str, str]:
+    """Return what a training's process is given: not the service's secret."""
+    kept = {k: v for k, v in os.environ.items() if k != TOKEN_VARIABLE}
+    return {**kept, "NO_COLOR": "1"}
 
 
 def _born(pid: int) -> int:

@@ -6,8 +6,7 @@ import os
 from pathlib import Path
 
 from fl_app.config import ConfigError
-
-TOKEN_VARIABLE = "FL_APP_TOKEN"
+from fl_app.serving.jobs import TOKEN_VARIABLE
 
 
 def check_binding(host: str, token: str) -> None:
