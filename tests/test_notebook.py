@@ -1,8 +1,12 @@
 """The walkthrough runs, and what is committed of it is what it says today."""
 
 import base64
+import contextlib
 import importlib.util
 import io
+import os
+import signal
+from pathlib import Path
 from typing import Any
 
 import nbformat
@@ -10,6 +14,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import PROJECT
+from tests.test_network import processes_of
 
 FOLDER = PROJECT / "notebooks"
 
@@ -41,10 +46,19 @@ def pictures(cell: Any) -> list[str]:
     ]
 
 
-def test_it_runs_and_shows_what_is_committed(refresh: Any) -> None:
+@pytest.mark.notebook
+def test_it_runs_and_shows_what_is_committed(
+    refresh: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its own cells assert that the federation by hand equals Flower's to the bit."""
     committed = nbformat.read(refresh.NOTEBOOK, as_version=4)
-    executed = refresh.execute()
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path / "flwr"))  # a SuperLink of its own
+    try:
+        executed = refresh.execute()
+    finally:
+        for pid in processes_of(tmp_path):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
     refresh.shrink(executed)
     for before, after in zip(code_of(committed), code_of(executed), strict=True):
         assert after.execution_count is not None
