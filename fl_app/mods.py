@@ -1,7 +1,8 @@
-"""What happens to a message on its way through a node: compression.
+"""What happens to a message on its way through a node.
 
-Flower calls a mod around the app's handler. This one makes the global model whole
-before the handler sees it, and each client's update small after.
+Flower calls mods around the app's handler. `compress` makes the global model whole
+before the handler sees it, and each client's update small after; `tell_states` adds
+where the clients' states lie.
 """
 
 from collections.abc import Mapping
@@ -25,7 +26,7 @@ from strategies import wire
 from strategies.randomness import keyed_generator
 from strategies.wire import Arrays
 
-UPLOAD, DOWNLOAD, FEEDBACK = "compression", "download-compression", "feedback"
+UPLOAD, FEEDBACK = "compression", "feedback"
 
 
 def compress(
