@@ -202,6 +202,7 @@ def test_a_training_from_start_to_end(queue: Jobs, client: TestClient) -> None:
     assert [data["round"] for _, data in told[:-1]] == [0, 1, 2]
     assert told[-1][1]["status"] == "finished"
     assert client.get("/runs/one").json()["summary"]["rounds"] == 2
+    assert client.post("/runs/one/stop").status_code == 409
 
 
 def test_a_stream_goes_on_where_it_was_cut(queue: Jobs, client: TestClient) -> None:

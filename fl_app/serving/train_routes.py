@@ -58,7 +58,8 @@ def router(runs: Runs, jobs: Jobs) -> APIRouter:
     def stop(run: RunName) -> Started:
         """Stop a training, or take it from the queue; what it has done is kept."""
         found = runs.named(run)
-        if found.job is None or not jobs.stop(found.job):
+        over = found.status in _OVER  # its process may take a moment to end
+        if over or found.job is None or not jobs.stop(found.job):
             raise HTTPException(
                 409, f"run {run!r} is {found.status}: there is nothing to stop"
             )
