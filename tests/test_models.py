@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from fl_app import models
@@ -58,3 +59,23 @@ def test_weights_depend_on_the_seed_alone_and_leave_the_callers_draws() -> None:
     other = models.build("mlp", (1, 8, 8), 10, seed=6)
     assert all(map(torch.equal, one.parameters(), two.parameters()))
     assert not torch.equal(next(one.parameters()), next(other.parameters()))
+
+
+@pytest.mark.parametrize("name", ["cnn", "improved-cnn", "lenet"])
+def test_relu_after_pooling_is_relu_before_it(name: str) -> None:
+    ours = models.build(name, (1, 28, 28), 10, seed=3)
+    layers = list(ours)
+    for at, layer in enumerate(ours):
+        if isinstance(layer, nn.MaxPool2d):
+            layers[at : at + 2] = [layers[at + 1], layer]
+    assert list(ours) != layers
+    papers = nn.Sequential(*layers)
+    inputs = torch.randn(20, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    targets = torch.arange(20) % 10
+    gradients = []
+    for model in (ours, papers):
+        torch.manual_seed(0)  # of dropout
+        loss = F.cross_entropy(model(inputs), targets)
+        gradients.append(torch.autograd.grad(loss, list(model.parameters())))
+    for mine, theirs in zip(*gradients, strict=True):
+        assert torch.equal(mine, theirs)
