@@ -48,6 +48,7 @@ class Recipe:
     num_clients: int = 10
 
 
+RUN_NAME = r"^([A-Za-z0-9][A-Za-z0-9._-]{0,99})?$"
 _RESERVED = {"comparison", "data", "reference"}
 _ADAM_LEARNING_RATE = 0.001  # Kingma and Ba 2015; recipes are for SGD
 _ZERO_IS_AUTO = {"num_server_rounds", "local_epochs", "batch_size", "learning_rate"}
@@ -134,7 +135,7 @@ class RunConfig(BaseModel):
     precision: Literal["float32", "bfloat16"]
     num_threads: int = Field(ge=1, le=1024)
 
-    seed: int = Field(ge=0, lt=2**63)
+    seed: int = Field(ge=0, lt=2**53)  # what JSON holds exactly
     run_name: str
     results_dir: str = Field(min_length=1)
     resume: str
@@ -157,7 +158,7 @@ class RunConfig(BaseModel):
     @field_validator("run_name")
     @classmethod
     def _run_name_is_a_folder(cls, name: str) -> str:
-        if not re.fullmatch(r"([A-Za-z0-9][A-Za-z0-9._-]{0,99})?", name):
+        if not re.fullmatch(RUN_NAME, name):
             raise ValueError(
                 "should be up to 100 letters, digits, dots, dashes and underscores, "
                 "the first a letter or digit"

@@ -139,12 +139,13 @@ def opened(
 
 
 @contextlib.contextmanager
-def held(folder: RunFolder, patience: float = 0.0) -> Iterator[None]:
+def held(folder: RunFolder, patience: float = 1.0) -> Iterator[None]:
     """Be the only one that writes the run's folder; it is free when a process dies.
 
     Args:
         folder: the run's folder.
-        patience: seconds to wait for the process that holds it.
+        patience: seconds to wait for the process that holds it; more than none, as
+            whoever asks how the run stands holds it for a moment.
 
     Raises:
         ConfigError: another process holds it.

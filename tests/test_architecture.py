@@ -51,6 +51,7 @@ APP_LAYERS = [
     {"data.private", "best", "tracking"},
     {"report"},
     {"checkpoints"},
+    {"serving.request_schema"},
     {"resuming", "serving.catalogue", "serving.images", "serving.predictor"},
     {"serving.schemas", "serving.guards"},
     {"workspace", "rounds", "client_states"},

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import re
 import socket
 import threading
 import time
@@ -298,7 +299,21 @@ def test_openapi_says_what_is_answered(client: TestClient) -> None:
         *("/runs/{run}/curves.png", "/runs/{run}/report", "/runs/{run}/events"),
         *("/runs/{run}/stop", "/train"),
     }
-    assert client.get("/docs").status_code == 200
+
+
+def test_docs_need_no_network(results: Path) -> None:
+    with TestClient(create(Settings(results, PROJECT, token="secret"))) as client:
+        page = client.get("/docs")
+        assert page.status_code == 200
+        files = re.findall(r"""(?:src|href)=["']([^"']+)""", page.text)
+        assert len(files) == 3
+        for file in files:
+            assert file.startswith("/docs/files/")
+            assert client.get(file).status_code == 200
+        assert "'/openapi.json'" in page.text
+        document = client.get("/openapi.json").json()
+        assert document["paths"]["/runs"]["get"]["security"] == [{"HTTPBearer": []}]
+        assert "security" not in document["paths"]["/health"]["get"]
 
 
 def test_prometheus_is_told(client: TestClient) -> None:
@@ -317,7 +332,7 @@ def test_prometheus_is_told(client: TestClient) -> None:
 def test_a_token_is_asked_for_everywhere_but_at_health(results: Path) -> None:
     with TestClient(create(Settings(results, PROJECT, token="secret"))) as client:
         assert client.get("/health").status_code == 200
-        for path in ("/runs", "/models", "/metrics", "/docs", "/openapi.json", "/none"):
+        for path in ("/runs", "/models", "/metrics", "/docs/x", "/none"):
             refused = client.get(path)
             assert refused.status_code == 401
             assert "Bearer TOKEN" in refused.json()["detail"]

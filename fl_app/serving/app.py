@@ -7,14 +7,17 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastapi import FastAPI, Response
+from fastapi import Depends, FastAPI, Response
 from fastapi.responses import HTMLResponse
+from fastapi.security import HTTPBearer
+from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.concurrency import run_in_threadpool
 
+from fl_app import environment
 from fl_app.serving import images, predict_routes, run_routes, train_routes
 from fl_app.serving.catalogue import Catalogue
-from fl_app.serving.guards import Gauges, Guard
+from fl_app.serving.guards import DOCS_FILES, Gauges, Guard
 from fl_app.serving.jobs import Jobs
 from fl_app.serving.predictor import Batcher
 from fl_app.serving.schemas import REFUSALS, Choices, Health
@@ -43,6 +46,8 @@ class Settings:
     """What requests must bear; empty for none, which is for loopback alone."""
     request_timeout: float = 30.0
     """Seconds in which a request must have arrived."""
+    stream_seconds: float = 3600.0
+    """Seconds after which a stream of events is closed."""
 
 
 def create(settings: Settings) -> FastAPI:
@@ -53,6 +58,7 @@ def create(settings: Settings) -> FastAPI:
 
     jobs = Jobs(settings.results, settings.project, data_dir=settings.data_dir)
     runs = Runs(catalogue, jobs)
+    declared = environment.default_options(settings.project)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -62,7 +68,15 @@ def create(settings: Settings) -> FastAPI:
             queue.cancel()
         batcher.close()
 
-    app = FastAPI(title="fl-app", lifespan=lifespan, responses=REFUSALS)
+    app = FastAPIOffline(  # /docs without a network
+        title="fl-app",
+        redoc_url=None,
+        static_url=DOCS_FILES,
+        lifespan=lifespan,
+        responses=REFUSALS,
+    )
+    # The guard sees to the token; this has the document, and /docs, know of it.
+    closed = [Depends(HTTPBearer(auto_error=False))] if settings.token else []
     app.add_middleware(
         Guard,
         gauges=gauges,
@@ -78,25 +92,28 @@ def create(settings: Settings) -> FastAPI:
             _PAGE.read_text(), headers={"Content-Security-Policy": _POLICY}
         )
 
-    @app.get("/choices")
+    @app.get("/choices", dependencies=closed)
     def choices() -> Choices:
         """What some options can be, and are by default."""
-        return Choices.of(settings.project)
+        return Choices.of(declared)
 
     @app.get("/health")
     def health() -> Health:
         """Whether the service answers; needs no token."""
         return Health()
 
-    @app.get("/metrics", response_class=Response)
+    @app.get("/metrics", response_class=Response, dependencies=closed)
     def metrics() -> Response:
         """Figures for Prometheus."""
         figures = generate_latest(gauges.registry)
         return Response(figures, media_type=CONTENT_TYPE_LATEST)
 
-    app.include_router(train_routes.router(runs, jobs))
-    app.include_router(run_routes.router(runs))
-    app.include_router(predict_routes.router(catalogue, runs, batcher))
+    for routes in (
+        train_routes.router(runs, jobs, declared, settings.stream_seconds),
+        run_routes.router(runs),
+        predict_routes.router(catalogue, runs, batcher),
+    ):
+        app.include_router(routes, dependencies=closed)
     return app
 
 

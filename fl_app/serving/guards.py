@@ -13,8 +13,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 log = logging.getLogger("fl_app.access")
 
-_OPEN = {"/", "/health"}
-"""Paths that need no token: the page says nothing by itself."""
+DOCS_FILES = "/docs/files"
+_OPEN = {"/", "/health", "/docs", "/docs/oauth2-redirect", "/openapi.json"}
+"""Paths that need no token: the pages say nothing of the runs by themselves."""
 
 
 class TooLargeError(Exception):
@@ -111,7 +112,7 @@ class Guard:
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > self._max_body:
             raise TooLargeError
-        if not self._token or scope["path"] in _OPEN:
+        if not self._token or _is_open(scope["path"]):
             return None
         given = headers.get(b"authorization", b"")
         if hmac.compare_digest(given, b"Bearer " + self._token):
@@ -155,6 +156,10 @@ class Guard:
             "client": client[0],
         }
         log.info(json.dumps(line))
+
+
+def _is_open(path: str) -> bool:
+    return path in _OPEN or path.startswith(f"{DOCS_FILES}/")
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

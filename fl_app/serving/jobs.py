@@ -20,15 +20,14 @@ from typing import Any
 from fl_app import artifacts, environment
 from fl_app.artifacts import RunFolder, write_atomically
 from fl_app.config import ConfigError, RunConfig, is_auto
-from fl_app.data import datasets, private
+from fl_app.data import datasets
 from fl_app.server_app import build_strategy
+from fl_app.serving import request_schema
 
 FOLDER = ".jobs"
 MAX_QUEUED = 8
 TOKEN_VARIABLE = "FL_APP_TOKEN"
 """Environment variable with what requests to the service must bear."""
-_PATHS = ("results-dir", "data-dir", "test-path", "initial-model", "resume", "regime")
-"""Options that a request may not set: what they name lies on the service's disk."""
 _LOG_LINES = 20
 
 Options = Mapping[str, str | int | float | bool]
@@ -84,26 +83,26 @@ class Jobs:
             ConfigError: an option is not allowed; nothing is queued.
             QueueFullError: too many wait.
         """
-        if len(self.queued()) >= MAX_QUEUED:
-            raise QueueFullError(
-                f"{MAX_QUEUED} trainings wait already: try again when one is done"
-            )
         options, resolved = self._checked(given)
         job = Job(str(options["run-name"]), options, resolved, time.time())
         if self.find(job.id) is not None:
             raise ConfigError(f"run-name = {job.id!r} is taken: choose another")
+        if len(self.queued()) >= MAX_QUEUED:
+            raise QueueFullError(
+                f"{MAX_QUEUED} trainings wait already: try again when one is done"
+            )
         self._folder.mkdir(parents=True, exist_ok=True)
         self._write(job)
         return job
 
     def _checked(self, given: Options) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the options to start with, run name and all, and all as resolved."""
-        for name in _PATHS:
+        for name in request_schema.FORBIDDEN:
             if name in given:
                 raise ConfigError(
                     f"option {name} cannot be set over HTTP: leave it out"
                 )
-        named = sorted(name for name in datasets.DATASETS if name != private.NAME)
+        named = request_schema.known_datasets()
         if str(given.get("dataset", "digits")) not in named:
             known = ", ".join(named)
             raise ConfigError(f"over HTTP, dataset must be one of: {known}")
@@ -111,6 +110,7 @@ class Jobs:
         if self._data_dir:
             own["data-dir"] = self._data_dir
         declared = environment.default_options(self._project)
+        _check_own_options(given, declared)
         config = RunConfig.from_options(
             {**declared, **given, **own}, datasets.recipe_for
         )
@@ -231,3 +231,23 @@ def _born(pid: int) -> int:
 
 def _toml(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else json.dumps(value)
+
+
+def _check_own_options(given: Options, declared: Mapping[str, Any]) -> None:
+    """Refuse what is no option of any strategy, though the run's strategy is another.
+
+    Raises:
+        ConfigError: there is no such option, or it is no number.
+    """
+    for name, value in given.items():
+        if "." not in name:
+            continue
+        if name not in declared:
+            raise ConfigError(f"option {name} is unknown")
+        truth = isinstance(value, bool)
+        if not isinstance(value, int | float) or truth != isinstance(
+            declared[name], bool
+        ):
+            raise ConfigError(
+                f"{name} = {value!r} is not allowed: should be like {declared[name]!r}"
+            )

@@ -1,16 +1,14 @@
 """What the service answers, as OpenAPI describes it."""
 
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
 import strategies
-from fl_app import environment
-from fl_app.data import private
-from fl_app.data.datasets import DATASETS
 from fl_app.models import MODELS
 from fl_app.serving.catalogue import Status
+from fl_app.serving.request_schema import known_datasets
 
 RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 
@@ -31,14 +29,13 @@ class Choices(BaseModel):
     """Of all options, as declared."""
 
     @classmethod
-    def of(cls, project: Path) -> "Choices":
-        """Return those of a project."""
-        names = [name for name in DATASETS if name != private.NAME]
+    def of(cls, declared: Mapping[str, Any]) -> "Choices":
+        """Return those of a project that declares these options."""
         return cls(
-            dataset=names,
+            dataset=known_datasets(),
             model=sorted(MODELS),
             strategy=strategies.available(),
-            defaults=environment.default_options(project),
+            defaults=dict(declared),
         )
 
 

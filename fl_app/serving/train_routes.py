@@ -2,14 +2,17 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Header, HTTPException
+from pydantic import WithJsonSchema
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
 from fl_app.config import ConfigError
+from fl_app.serving import request_schema
 from fl_app.serving.catalogue import Status
 from fl_app.serving.jobs import Jobs, QueueFullError
 from fl_app.serving.schemas import (
@@ -30,15 +33,26 @@ _OVER = {Status.FINISHED, Status.FAILED, Status.STOPPED}
 _EXAMPLES = [{"dataset": "digits", "num-server-rounds": 3, "strategy": "fedprox"}]
 
 
-def router(runs: Runs, jobs: Jobs) -> APIRouter:
-    """Return the routes that train."""
+def router(
+    runs: Runs, jobs: Jobs, declared: Mapping[str, Any], stream_seconds: float
+) -> APIRouter:
+    """Return the routes that train.
+
+    Args:
+        runs: all runs.
+        jobs: takes new ones.
+        declared: all options with their defaults.
+        stream_seconds: after so many, a stream of events is closed.
+    """
     routes = APIRouter()
+    described = request_schema.of_options(declared)
     streams: set[object] = set()
 
     @routes.post("/train", status_code=202, responses={**UNUSABLE, **FULL})
     def train(
         options: Annotated[
             dict[str, str | int | float | bool] | None,
+            WithJsonSchema({"anyOf": [described, {"type": "null"}]}),
             Body(description="Options as for `fl-app run`.", examples=_EXAMPLES),
         ] = None,
     ) -> Started:
@@ -73,19 +87,20 @@ def router(runs: Runs, jobs: Jobs) -> APIRouter:
     ) -> StreamingResponse:
         """Each round's figures as they come, as server-sent events; then `end`.
 
-        A browser's `EventSource` that was cut off goes on where it was.
+        A browser's `EventSource` that was cut off goes on where it was, as it does when
+        the service closes a stream that has been open for long.
         """
         await run_in_threadpool(runs.named, run)
         if len(streams) >= _MAX_STREAMS:
             raise HTTPException(429, f"{_MAX_STREAMS} streams are open already")
         known = last_event_id or ""
         after = int(known) if known.isdecimal() and len(known) < 10 else -1
-        mark = object()
-        streams.add(mark)
 
         async def stream() -> AsyncIterator[str]:
+            mark = object()
+            streams.add(mark)  # not before: what is never begun is never ended
             try:
-                async for event in _events(runs, run, after):
+                async for event in _events(runs, run, after, stream_seconds):
                     yield event
             finally:
                 streams.discard(mark)
@@ -99,9 +114,12 @@ def router(runs: Runs, jobs: Jobs) -> APIRouter:
     return routes
 
 
-async def _events(runs: Runs, run: str, after: int) -> AsyncIterator[str]:
+async def _events(
+    runs: Runs, run: str, after: int, seconds: float
+) -> AsyncIterator[str]:
     silent = 0.0
-    while True:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
         found = await run_in_threadpool(runs.named, run)
         over = found.status in _OVER  # asked first: what comes after it is the last
         for row in await run_in_threadpool(found.folder.metrics):
