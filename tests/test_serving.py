@@ -15,6 +15,7 @@ import pytest
 import uvicorn
 from filelock import FileLock
 from PIL import Image
+from starlette.responses import JSONResponse
 from starlette.testclient import TestClient
 
 from fl_app.artifacts import ModelInfo, RunFolder
@@ -22,6 +23,7 @@ from fl_app.config import ConfigError
 from fl_app.data import datasets
 from fl_app.serving import images, service
 from fl_app.serving.app import Settings, create
+from fl_app.serving.guards import Gauges, Guard
 from fl_app.serving.images import ImageError
 from fl_app.serving.predictor import Batcher, load
 from tests.conftest import PROJECT, make_config
@@ -420,3 +422,38 @@ def test_a_request_that_does_not_arrive_is_ended(results: Path) -> None:
     finally:
         server.should_exit = True
         thread.join()
+
+
+def test_what_all_send_together_is_bounded() -> None:
+    """A body waits in memory until it is whole; many of them must not fill that."""
+
+    async def play() -> list[int]:
+        begun, statuses = asyncio.Event(), []
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            begun.set()
+            await asyncio.sleep(0.2)
+            await JSONResponse({})(scope, receive, send)
+
+        guard = Guard(app, gauges=Gauges(), max_body=80, timeout=5, max_bodies=100)
+
+        async def ask(size: int) -> None:
+            async def receive() -> Any:
+                return {"type": "http.request", "body": b"x" * size}
+
+            async def send(message: Any) -> None:
+                if message["type"] == "http.response.start":
+                    statuses.append(message["status"])
+
+            scope = {"type": "http", "method": "POST", "path": "/", "headers": []}
+            await guard(scope, receive, send)
+
+        first = asyncio.create_task(ask(60))
+        await begun.wait()
+        await ask(60)
+        await first
+        await ask(60)  # the first one's room is free again
+        await ask(81)
+        return statuses
+
+    assert asyncio.run(play()) == [429, 200, 200, 413]

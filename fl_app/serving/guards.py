@@ -5,6 +5,8 @@ import hmac
 import json
 import logging
 import time
+from collections import deque
+from dataclasses import dataclass, field
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -20,6 +22,18 @@ _OPEN = {"/", "/health", "/docs", "/docs/oauth2-redirect", "/openapi.json"}
 
 class TooLargeError(Exception):
     """A request's body is larger than allowed."""
+
+
+class TooMuchError(Exception):
+    """The bodies of all requests together are larger than allowed."""
+
+
+@dataclass
+class _Body:
+    """What has arrived of a request."""
+
+    parts: deque[bytes] = field(default_factory=deque)
+    size: int = 0
 
 
 class Gauges:
@@ -59,6 +73,7 @@ class Guard:
         token: str = "",
         max_body: int,
         timeout: float,
+        max_bodies: int = 2**26,
     ) -> None:
         """Wrap an app.
 
@@ -68,12 +83,15 @@ class Guard:
             token: what a request must bear; empty for none.
             max_body: bytes of a request's body.
             timeout: seconds in which a request must have arrived whole.
+            max_bodies: bytes of the bodies of all requests that are not answered yet.
         """
         self._app = app
         self._gauges = gauges
         self._token = token.encode()
         self._max_body = max_body
         self._timeout = timeout
+        self._max_bodies = max_bodies
+        self._bodies = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or refuse it."""
@@ -82,6 +100,7 @@ class Guard:
             return
         start = time.perf_counter()
         status = 500
+        body = _Body()
 
         async def noting(message: Message) -> None:
             nonlocal status
@@ -94,8 +113,12 @@ class Guard:
             if refusal is not None:
                 await refusal(scope, receive, noting)
                 return
-            body = await self._body(receive)
-            await self._app(scope, _replay(body, receive), noting)
+            await self._fill(body, receive)
+            await self._app(scope, _replay(body.parts, receive), noting)
+        except TooMuchError:
+            await _said(429, "too much is being sent at once: try again in a moment")(
+                scope, receive, noting
+            )
         except TooLargeError:
             await _said(413, f"a request holds at most {self._max_body} bytes")(
                 scope, receive, noting
@@ -105,6 +128,7 @@ class Guard:
                 408, f"the request did not arrive in {self._timeout:g} seconds"
             )(scope, receive, noting)
         finally:
+            self._bodies -= body.size
             self._note(scope, status, time.perf_counter() - start)
 
     def _refusal(self, scope: Scope) -> JSONResponse | None:
@@ -123,25 +147,29 @@ class Guard:
             {"WWW-Authenticate": "Bearer"},
         )
 
-    async def _body(self, receive: Receive) -> bytes:
-        """Return the whole body.
+    async def _fill(self, body: _Body, receive: Receive) -> None:
+        """Take a body in, until its end.
 
         Raises:
             TooLargeError: there is more than allowed.
+            TooMuchError: with those of all others, there is.
             TimeoutError: it does not come.
         """
-        parts, size = [], 0
         async with asyncio.timeout(self._timeout):
             while True:
                 message = await receive()
                 if message["type"] == "http.disconnect":
                     raise TimeoutError
-                parts.append(message.get("body", b""))
-                size += len(parts[-1])
-                if size > self._max_body:
+                part = message.get("body", b"")
+                body.parts.append(part)
+                body.size += len(part)
+                self._bodies += len(part)
+                if body.size > self._max_body:
                     raise TooLargeError
+                if self._bodies > self._max_bodies:
+                    raise TooMuchError
                 if not message.get("more_body", False):
-                    return b"".join(parts)
+                    return
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "unknown")
@@ -162,16 +190,14 @@ def _is_open(path: str) -> bool:
     return path in _OPEN or path.startswith(f"{DOCS_FILES}/")
 
 
-def _replay(body: bytes, receive: Receive) -> Receive:
+def _replay(parts: deque[bytes], receive: Receive) -> Receive:
     """Return what hands over a body that has arrived, then waits for the client."""
-    given = False
 
     async def replay() -> Message:
-        nonlocal given
-        if given:
+        if not parts:
             return await receive()
-        given = True
-        return {"type": "http.request", "body": body, "more_body": False}
+        body = parts.popleft()  # and not kept: the app may need the room
+        return {"type": "http.request", "body": body, "more_body": bool(parts)}
 
     return replay
 

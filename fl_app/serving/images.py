@@ -17,9 +17,14 @@ MAX_PIXELS = 25_000_000
 MAX_SIDE = 10_000
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 
-_DEEP = {"I;16": 257.0, "I;16L": 257.0, "I;16B": 257.0, "I": 257.0}
-"""Modes with 16-bit levels, and what brings them to 8 bits."""
+_DEEP = {"I;16", "I;16L", "I;16B", "I"}
+"""Modes with 16-bit levels."""
 _KNOWN = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV"}
+
+
+_SMALL_BYTES, _SMALL_PIXELS = 2**15, 2**16
+_UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+"""What Pillow raises for files that are no images."""
 
 
 class ImageError(ValueError):
@@ -36,6 +41,17 @@ class Received:
     height: int
     converted: list[str]
     """In words; empty where it was just as the model wants it."""
+
+
+def is_small(content: bytes) -> bool:
+    """Whether reading or refusing it takes a millisecond at most, and little memory."""
+    if len(content) > _SMALL_BYTES:
+        return False
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
+            return opened.width * opened.height <= _SMALL_PIXELS
+    except _UNREADABLE:
+        return True
 
 
 def read(content: bytes, info: ModelInfo) -> tuple[Array, Received]:
@@ -65,7 +81,7 @@ def read(content: bytes, info: ModelInfo) -> tuple[Array, Received]:
             return _levels(opened, info, Received(kind, mode, width, height, []))
     except ImageError:
         raise
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except _UNREADABLE as error:
         known = ", ".join(FORMATS)
         raise ImageError(
             f"the file is no image that can be read ({error}): send one of {known}"
@@ -81,8 +97,10 @@ def _levels(
         raise ImageError(f"the model takes no images: its input is {info.input_shape}")
     said = received.converted
     if image.mode in _DEEP:
-        deep = np.asarray(image, np.float64) / _DEEP[image.mode]
-        image = Image.fromarray(np.clip(np.rint(deep), 0, 255).astype(np.uint8))
+        deep = np.clip(np.asarray(image), 0, 65535 - 128)
+        deep += 128  # to the nearest; as floating point it would be four times as large
+        deep //= 257
+        image = Image.fromarray(deep.astype(np.uint8))
         said.append("16-bit levels to 8 bits")
     elif image.mode not in _KNOWN:
         raise ImageError(f"the image's levels ({image.mode}) do not fit 8 bits")

@@ -1,5 +1,6 @@
 """Models over HTTP: which there are, and what they say of an image."""
 
+import asyncio
 from typing import Annotated
 
 from fastapi import APIRouter, File, HTTPException, Query, UploadFile
@@ -18,6 +19,7 @@ def router(catalogue: Catalogue, runs: Runs, batcher: Batcher) -> APIRouter:
     """Return the routes /models and /predict."""
     routes = APIRouter()
     models = Models()
+    large = asyncio.Lock()  # a picture takes up to 120 MB: one at a time
 
     @routes.get("/models")
     def list_models() -> list[ModelLine]:
@@ -47,9 +49,13 @@ def router(catalogue: Catalogue, runs: Runs, batcher: Batcher) -> APIRouter:
         chosen = await run_in_threadpool(loaded, model)
         content = await file.read()
         try:
-            levels, received = await run_in_threadpool(
-                images.read, content, chosen.info
-            )
+            if images.is_small(content):  # a thread would take longer to ask
+                levels, received = images.read(content, chosen.info)
+            else:
+                async with large:
+                    levels, received = await run_in_threadpool(
+                        images.read, content, chosen.info
+                    )
         except images.ImageError as error:
             raise HTTPException(400, str(error)) from None
         chances = (await batcher.predict(chosen, levels)).tolist()

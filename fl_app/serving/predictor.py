@@ -1,6 +1,7 @@
 """Predictions of a run's model; requests that come together are computed together."""
 
 import asyncio
+import gc
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -73,7 +74,13 @@ class Models:
         """Return a model; see `load`."""
         status = path.stat()
         key = (path, status.st_mtime_ns, status.st_size)
-        found = self._loaded.pop(key, None) or load(path, name)
+        found = self._loaded.pop(key, None)
+        if found is None:
+            found = load(path, name)
+            # What PyTorch's modules are made of stays: to look through all of it again
+            # and again for garbage holds every request up for a tenth of a second.
+            gc.collect()
+            gc.freeze()
         self._loaded[key] = found
         while len(self._loaded) > _MODELS:
             self._loaded.popitem(last=False)

@@ -132,6 +132,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     404: {"model": Reason, "description": "There is no such run, or it has none."},
     408: {"model": Reason, "description": "The request did not arrive in time."},
     413: {"model": Reason, "description": "The request is too large."},
+    429: {"model": Reason, "description": "Too much is sent, or asked for, at once."},
 }
 NO_IMAGE: dict[int | str, dict[str, Any]] = {
     400: {"model": Reason, "description": "The file is no such image."}
