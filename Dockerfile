@@ -1,6 +1,7 @@
-# fl-app with all it needs; the command says which part of a federation it is.
+# fl-app with all it needs. By itself it is the service: it prints its address and a token.
 #   docker build -t fl-app .
-#   docker run --rm fl-app fl-app run
+#   docker run --rm --shm-size 1g -p 8000:8000 fl-app
+#   docker run --rm --shm-size 1g fl-app fl-app run
 FROM python:3.12-slim
 
 # CPU wheels. For a GPU:  --build-arg TORCH_INDEX=https://pypi.org/simple
@@ -25,11 +26,14 @@ RUN .venv/bin/pip install --extra-index-url "$TORCH_INDEX" -c constraints.txt -e
 
 COPY fl_app fl_app
 COPY strategies strategies
-RUN mkdir -p results certificates /keys/server /keys/north /keys/south \
+RUN mkdir -p results certificates /keys/server /keys/service /keys/north /keys/south \
         /var/lib/fl-app/.local/state/fl-app \
     && .venv/bin/fl-app setup \
     && chown -R fl-app /var/lib/fl-app /keys results certificates
 
 USER fl-app
 VOLUME ["/opt/fl-app/results"]
-CMD ["fl-app", "--help"]
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s \
+    CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:8000/health')"]
+CMD ["fl-app", "serve", "--host", "0.0.0.0", "--make-token"]

@@ -69,10 +69,16 @@ def run(
     quantization: Annotated[
         bool, typer.Option("--quantization", help='Short for compression="int8".')
     ] = False,
+    federation: Annotated[
+        str,
+        typer.Option(help="Real nodes: name of a SuperLink in Flower's config.toml."),
+    ] = "",
 ) -> None:
     """Train a federation, simulated on this machine, and draw its curves."""
-    from fl_app import following, running, simulation
+    from fl_app import deployment, following, running, simulation
 
+    if federation and nodes is not None:
+        raise ConfigError("--federation has the nodes it has: leave --nodes out")
     num_nodes = environment.default_nodes() if nodes is None else nodes
     environment.check_nodes(num_nodes)
     project = environment.find_project()
@@ -80,10 +86,18 @@ def run(
     if quantization:
         run_config = ['compression="int8"', *(run_config or [])]
     config, given = resolve(run_config)
+    connection = deployment.connect(federation) if federation else None
     with console.status("reading the data", spinner="dots"):
-        config = running.prepare(config, num_nodes)
-    failure = simulation.run(console, project, config, given, num_nodes)
-    _end_with(failure)
+        config = (
+            deployment.prepare(config, connection)
+            if connection
+            else running.prepare(config, num_nodes)
+        )
+    _end_with(
+        deployment.run(console, connection, project, config, given, federation)
+        if connection
+        else simulation.run(console, project, config, given, num_nodes)
+    )
     folder = running.folder_of(config)
     following.print_result(console, folder)
 
@@ -248,16 +262,26 @@ def serve(
     data_dir: Annotated[
         str, typer.Option(help="Folder of data sets, as the option data-dir.")
     ] = "",
+    federation: Annotated[
+        str,
+        typer.Option(help="Train on real nodes: a SuperLink in Flower's config.toml."),
+    ] = "",
+    make_token: Annotated[
+        bool, typer.Option("--make-token", help="Make a token if none is set; say it.")
+    ] = False,
 ) -> None:
     """Serve the runs, and predictions of their models, over HTTP."""
     from fl_app.config import project_path
     from fl_app.serving import service
+    from fl_app.serving.app import Settings
 
     project = environment.find_project()
     environment.setup(project)
     results = project_path(results_dir, "--results-dir")
     results.mkdir(parents=True, exist_ok=True)
-    service.serve(results, project, host, port, data_dir)
+    token = service.token(console, host, port, make=make_token)
+    settings = Settings(results, project, data_dir, token, federation)
+    service.serve(settings, host, port)
 
 
 @cli.command()

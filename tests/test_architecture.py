@@ -62,7 +62,7 @@ APP_LAYERS = [
     {"serving.run_routes", "serving.predict_routes", "serving.train_routes"},
     {"serving.app"},
     {"serving.service"},
-    {"simulation", "network", "reach", "baseline", "describing"},
+    {"simulation", "network", "deployment", "reach", "baseline", "describing"},
     {"sweep"},
     {"cli"},
 ]

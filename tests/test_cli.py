@@ -164,3 +164,13 @@ def test_quantization_is_short_for_int8(
     done = CliRunner().invoke(cli.cli, ["run", *given])
     assert done.exit_code == 1
     assert started == [expected]
+
+
+def test_a_federation_that_is_not_there(tmp_path: Path) -> None:
+    done = fl_app(tmp_path, "run", "--federation", "nowhere")
+    assert done.returncode != 0
+    assert "nowhere" in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    done = fl_app(tmp_path, "run", "--federation", "nowhere", "--nodes", "2")
+    assert done.returncode != 0
+    assert "leave --nodes out" in done.stdout + done.stderr

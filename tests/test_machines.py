@@ -4,6 +4,7 @@ What the files say is what is run; only `systemctl`, `sudo` and the container en
 stand-ins (`tests/systemctl.py`, `tests/hosts.py`).
 """
 
+import json
 import re
 import shlex
 import subprocess
@@ -286,6 +287,28 @@ def test_compose(tmp_path: Path) -> None:
         superlink.do(
             line.replace("run-name", "min-nodes=2 num-server-rounds=2 run-name"), 200
         )
+        service = there["service"]
+        served = service.start(compose.line("service"))
+        health = shlex.join(compose.services["service"]["healthcheck"]["test"][1:])
+        wait(lambda: service.try_(health)[0] == 0)
+        assert served.stdout is not None
+        found = (re.match(r"token +(\S+)", line) for line in served.stdout)
+        token = next(match[1] for match in found if match)
+        ask = f"curl -sS -H 'Authorization: Bearer {token}' http://127.0.0.1:8000"
+        options = {"num-server-rounds": 2, "min-nodes": 2, "run-name": "asked-for"}
+        body = f"-H 'Content-Type: application/json' -d '{json.dumps(options)}'"
+        assert json.loads(service.do(f"{ask}/train {body}"))["status"] == "queued"
+        wait(
+            lambda: (
+                json.loads(service.do(f"{ask}/runs/asked-for"))["status"]
+                in ("finished", "failed", "stopped")
+            ),
+            150,
+        )
+        told = json.loads(service.do(f"{ask}/runs/asked-for"))
+        assert told["status"] == "finished", told
+        assert told["summary"]["rounds"] == 2
+        assert "401" in service.do("curl -sSi http://127.0.0.1:8000/runs")
     assert (compose.volumes / "results" / "first" / "summary.json").exists()
 
 

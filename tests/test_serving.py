@@ -15,6 +15,7 @@ import pytest
 import uvicorn
 from filelock import FileLock
 from PIL import Image
+from rich.console import Console
 from starlette.responses import JSONResponse
 from starlette.testclient import TestClient
 
@@ -365,6 +366,21 @@ def test_other_machines_need_a_token(host: str, token: str, allowed: bool) -> No
         return
     with pytest.raises(ConfigError, match="set FL_APP_TOKEN"):
         service.check_binding(host, token)
+
+
+def test_a_token_is_made_where_none_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FL_APP_TOKEN", raising=False)
+    said = io.StringIO()
+    console = Console(file=said, width=40)
+    made = service.token(console, "0.0.0.0", 8000, make=True)
+    assert len(made) >= 32
+    assert said.getvalue() == f"address  http://127.0.0.1:8000\ntoken    {made}\n"
+    assert service.token(console, "0.0.0.0", 8000, make=True) != made
+    with pytest.raises(ConfigError, match="set FL_APP_TOKEN"):
+        service.token(console, "0.0.0.0", 8000, make=False)
+    monkeypatch.setenv("FL_APP_TOKEN", "secret")
+    assert service.token(console, "0.0.0.0", 8000, make=True) == "secret"
+    assert "secret" not in said.getvalue()
 
 
 # --- together, and too slow

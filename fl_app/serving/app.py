@@ -15,7 +15,13 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.concurrency import run_in_threadpool
 
 from fl_app import environment
-from fl_app.serving import images, predict_routes, run_routes, train_routes
+from fl_app.serving import (
+    images,
+    predict_routes,
+    request_schema,
+    run_routes,
+    train_routes,
+)
 from fl_app.serving.catalogue import Catalogue
 from fl_app.serving.guards import DOCS_FILES, Gauges, Guard
 from fl_app.serving.jobs import Jobs
@@ -44,6 +50,8 @@ class Settings:
     """Where data sets lie; "" for the Hub."""
     token: str = ""
     """What requests must bear; empty for none, which is for loopback alone."""
+    federation: str = ""
+    """Where trainings run: a name in Flower's config.toml; "" simulates them."""
     request_timeout: float = 30.0
     """Seconds in which a request must have arrived."""
     stream_seconds: float = 3600.0
@@ -56,9 +64,16 @@ def create(settings: Settings) -> FastAPI:
     gauges = Gauges()
     batcher = Batcher(gauges.batches.observe)
 
-    jobs = Jobs(settings.results, settings.project, data_dir=settings.data_dir)
+    jobs = Jobs(
+        settings.results,
+        settings.project,
+        data_dir=settings.data_dir,
+        federation=settings.federation,
+    )
     runs = Runs(catalogue, jobs)
     declared = environment.default_options(settings.project)
+    real_nodes = bool(settings.federation)
+    described = request_schema.of_options(declared, real_nodes=real_nodes)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -95,7 +110,7 @@ def create(settings: Settings) -> FastAPI:
     @app.get("/choices", dependencies=closed)
     def choices() -> Choices:
         """What some options can be, and are by default."""
-        return Choices.of(declared)
+        return Choices.of(declared, real_nodes=real_nodes)
 
     @app.get("/health")
     def health() -> Health:
@@ -109,7 +124,7 @@ def create(settings: Settings) -> FastAPI:
         return Response(figures, media_type=CONTENT_TYPE_LATEST)
 
     for routes in (
-        train_routes.router(runs, jobs, declared, settings.stream_seconds),
+        train_routes.router(runs, jobs, described, settings.stream_seconds),
         run_routes.router(runs),
         predict_routes.router(catalogue, runs, batcher),
     ):

@@ -59,7 +59,13 @@ class Jobs:
     """The trainings of a results folder."""
 
     def __init__(
-        self, results: Path, project: Path, *, data_dir: str = "", nodes: int = 0
+        self,
+        results: Path,
+        project: Path,
+        *,
+        data_dir: str = "",
+        nodes: int = 0,
+        federation: str = "",
     ) -> None:
         """Take up what an earlier service left.
 
@@ -68,12 +74,14 @@ class Jobs:
             project: the app's folder.
             data_dir: where data sets lie, as the option; "" for the Hub.
             nodes: simulated nodes; 0 for as many as there are cores.
+            federation: real nodes instead: a SuperLink in Flower's config.toml.
         """
         self._results = results
         self._folder = results / FOLDER
         self._project = project
         self._data_dir = data_dir
         self._nodes = nodes or environment.default_nodes()
+        self._federation = federation
         self._started: dict[str, subprocess.Popen[bytes]] = {}
 
     def submit(self, given: Options) -> Job:
@@ -102,7 +110,7 @@ class Jobs:
                 raise ConfigError(
                     f"option {name} cannot be set over HTTP: leave it out"
                 )
-        named = request_schema.known_datasets()
+        named = request_schema.known_datasets(real_nodes=bool(self._federation))
         if str(given.get("dataset", "digits")) not in named:
             known = ", ".join(named)
             raise ConfigError(f"over HTTP, dataset must be one of: {known}")
@@ -116,7 +124,7 @@ class Jobs:
         )
         artifacts.usable_results_dir(config)
         build_strategy(config)
-        if config.min_nodes > self._nodes:
+        if config.min_nodes > self._nodes and not self._federation:
             raise ConfigError(f"min-nodes must be at most {self._nodes}")
         name = config.run_name or artifacts.unused_name(config)
         kept = {k: v for k, v in given.items() if not is_auto(k, v)}
@@ -163,11 +171,16 @@ class Jobs:
         text = "\n".join(f"{k} = {_toml(v)}" for k, v in job.options.items()) + "\n"
         write_atomically(self._folder / f"{job.id}.toml", text.encode())
         log = self._folder / f"{job.id}.log"
+        nodes = (
+            ("--federation", self._federation)
+            if self._federation
+            else ("--nodes", str(self._nodes))
+        )
         with log.open("wb") as output:
             process = subprocess.Popen(
                 [
                     str(Path(sys.executable).with_name("fl-app")),
-                    *("run", "--nodes", str(self._nodes)),
+                    *("run", *nodes),
                     *("-c", str(self._folder / f"{job.id}.toml")),
                 ],
                 cwd=self._project,

@@ -21,20 +21,21 @@ FORBIDDEN = (
 Schema = dict[str, Any]
 
 
-def known_datasets() -> list[str]:
-    """Return the data sets that a request may name."""
-    return [name for name in datasets.DATASETS if name != private.NAME]
+def known_datasets(*, real_nodes: bool) -> list[str]:
+    """Return the data sets that a request may name; nodes' own, if there are nodes."""
+    return [name for name in datasets.DATASETS if real_nodes or name != private.NAME]
 
 
-def of_options(declared: Mapping[str, Any]) -> Schema:
+def of_options(declared: Mapping[str, Any], *, real_nodes: bool) -> Schema:
     """Return the schema of a training's options.
 
     Args:
         declared: all options, those of strategies too, with their defaults.
+        real_nodes: whether trainings run on nodes that may have data of their own.
     """
     fields = RunConfig.model_json_schema(by_alias=True)["properties"]
     choices = {
-        "dataset": known_datasets(),
+        "dataset": known_datasets(real_nodes=real_nodes),
         "model": sorted(MODELS),
         "strategy": strategies.available(),
     }

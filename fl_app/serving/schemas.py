@@ -29,10 +29,10 @@ class Choices(BaseModel):
     """Of all options, as declared."""
 
     @classmethod
-    def of(cls, declared: Mapping[str, Any]) -> "Choices":
+    def of(cls, declared: Mapping[str, Any], *, real_nodes: bool) -> "Choices":
         """Return those of a project that declares these options."""
         return cls(
-            dataset=known_datasets(),
+            dataset=known_datasets(real_nodes=real_nodes),
             model=sorted(MODELS),
             strategy=strategies.available(),
             defaults=dict(declared),

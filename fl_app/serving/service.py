@@ -4,11 +4,15 @@ import ctypes
 import ipaddress
 import logging
 import os
-from pathlib import Path
+import secrets
+
+from rich.console import Console
 
 from fl_app.config import ConfigError
+from fl_app.serving.app import Settings, create
 from fl_app.serving.jobs import TOKEN_VARIABLE
 
+_ANY = {"0.0.0.0", "::"}
 _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
 
 
@@ -35,9 +39,30 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def serve(
-    results: Path, project: Path, host: str, port: int, data_dir: str = ""
-) -> None:
+def token(console: Console, host: str, port: int, *, make: bool) -> str:
+    """Return what requests must bear; empty for none.
+
+    Args:
+        console: where a token that is made is said, with the service's address.
+        host: what the service is bound to.
+        port: likewise.
+        make: make one where FL_APP_TOKEN sets none.
+
+    Raises:
+        ConfigError: see `check_binding`.
+    """
+    given = os.environ.get(TOKEN_VARIABLE, "")
+    if given or not make:
+        check_binding(host, given)
+        return given
+    made = secrets.token_urlsafe(24)
+    shown = "127.0.0.1" if host in _ANY else host
+    console.print(f"address  http://{shown}:{port}", highlight=False)
+    console.print(f"token    {made}", highlight=False, soft_wrap=True)
+    return made
+
+
+def serve(settings: Settings, host: str, port: int) -> None:
     """Serve until interrupted.
 
     Raises:
@@ -45,10 +70,7 @@ def serve(
     """
     import uvicorn
 
-    from fl_app.serving.app import Settings, create
-
-    token = os.environ.get(TOKEN_VARIABLE, "")
-    check_binding(host, token)
+    check_binding(host, settings.token)
     _return_freed_memory()
     access = logging.getLogger("fl_app.access")
     access.setLevel(logging.INFO)
@@ -56,7 +78,7 @@ def serve(
         access.addHandler(logging.StreamHandler())
     access.propagate = False
     uvicorn.run(
-        create(Settings(results, project, data_dir, token)),
+        create(settings),
         host=host,
         port=port,
         access_log=False,

@@ -12,7 +12,6 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
 from fl_app.config import ConfigError
-from fl_app.serving import request_schema
 from fl_app.serving.catalogue import Status
 from fl_app.serving.jobs import Jobs, QueueFullError
 from fl_app.serving.schemas import (
@@ -34,18 +33,17 @@ _EXAMPLES = [{"dataset": "digits", "num-server-rounds": 3, "strategy": "fedprox"
 
 
 def router(
-    runs: Runs, jobs: Jobs, declared: Mapping[str, Any], stream_seconds: float
+    runs: Runs, jobs: Jobs, described: Mapping[str, Any], stream_seconds: float
 ) -> APIRouter:
     """Return the routes that train.
 
     Args:
         runs: all runs.
         jobs: takes new ones.
-        declared: all options with their defaults.
+        described: schema of a training's options.
         stream_seconds: after so many, a stream of events is closed.
     """
     routes = APIRouter()
-    described = request_schema.of_options(declared)
     streams: set[object] = set()
 
     @routes.post("/train", status_code=202, responses={**UNUSABLE, **FULL})
