@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 
 export FLWR_TELEMETRY_ENABLED ?= 0
 
-.PHONY: help install run serve test faults lint format clean
+.PHONY: help install run serve test faults bench lint format clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,6 +29,9 @@ test: $(STAMP) ## run all tests
 
 faults: $(STAMP) ## real nodes that fail, and twenty runs that are killed and resumed (40 minutes)
 	$(BIN)/pytest -m "faults or kills" $(ARGS)
+
+bench: $(STAMP) ## measure against others: make bench ARGS='--data-dir DIR' (half an hour)
+	$(BIN)/python -m benchmarks.bench $(ARGS)
 
 lint: $(STAMP) ## check format, style and types
 	$(BIN)/ruff format --check .

@@ -87,7 +87,7 @@ def plain(connection, folder: Path, rounds: int) -> list[float]:
     said = json.loads(output.read_text())
     if said["accuracy"][-1] < 0.7:
         raise SystemExit(f"the plain app did not learn: {said['accuracy']}")
-    pairs = zip(said["seconds"], said["training"], strict=True)
+    pairs = zip(said["whole_seconds"], said["training"], strict=True)
     return [seconds - training for seconds, training in pairs][1:]
 
 

@@ -5,24 +5,31 @@ import time
 import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from torch.utils.data import DataLoader
 
 from plain_flower import task
 
 app = ClientApp()
 
 
+def _batches(context: Context) -> tuple[DataLoader, DataLoader]:
+    return task.load_client(
+        str(context.run_config["data"]),
+        int(context.node_config["partition-id"]),
+        int(context.node_config["num-partitions"]),
+        int(context.run_config["batch-size"]),
+        float(context.run_config["held-out"]),
+    )
+
+
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Train the received model on this client's data."""
     torch.set_num_threads(1)
-    model = task.build_model()
+    model = task.build_model(str(context.run_config["data"]))
     model.load_state_dict(message.content["arrays"].to_torch_state_dict())
     options = context.run_config
-    batches, _ = task.load_client(
-        int(context.node_config["partition-id"]),
-        int(context.node_config["num-partitions"]),
-        int(options["batch-size"]),
-    )
+    batches, _ = _batches(context)
     start = time.monotonic()
     loss = task.train(
         model, batches, int(options["local-epochs"]), float(options["learning-rate"])
@@ -42,13 +49,9 @@ def train(message: Message, context: Context) -> Message:
 def evaluate(message: Message, context: Context) -> Message:
     """Evaluate the received model on this client's held-out data."""
     torch.set_num_threads(1)
-    model = task.build_model()
+    model = task.build_model(str(context.run_config["data"]))
     model.load_state_dict(message.content["arrays"].to_torch_state_dict())
-    _, batches = task.load_client(
-        int(context.node_config["partition-id"]),
-        int(context.node_config["num-partitions"]),
-        int(context.run_config["batch-size"]),
-    )
+    _, batches = _batches(context)
     loss, accuracy = task.test(model, batches)
     metrics = {
         "eval-loss": loss,

@@ -1,0 +1,254 @@
+"""Our app beside the arithmetic alone, a plain Flower app and pfl-research.
+
+    make bench ARGS='--data-dir DIR'          # all of it, half an hour on two cores
+    python benchmarks/bench.py --data-dir DIR --only "1,000 x 50"
+
+DIR holds mnist/ and cifar10/ as Parquet files. Each side of a case runs in processes of
+its own, one after the other, turn by turn; a figure is the median of a run's rounds
+after the first, without the server's evaluation, which is given beside. Writes
+benchmarks/results.json and results.png.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import picture
+from benchmarks.cases import CASES, COHORTS, GROWTH, Case, write
+
+HERE = Path(__file__).parent
+SIDES = HERE / "sides"
+PFL = HERE / ".pfl"
+PFL_PACKAGE = "pfl[pytorch]==0.6.0"
+NAMES = {
+    "floor": "arithmetic alone",
+    "naive": "tutorial's step alone",
+    "ours": "fl-app",
+    "plain": "plain Flower",
+    "pfl": "pfl-research",
+}
+console = Console()
+Found = dict[str, Any]
+
+
+def main() -> None:
+    """Measure what was asked for, print and write it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data-dir", required=True, help="holds mnist/ and cifar10/")
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--turns", type=int, default=1)
+    parser.add_argument("--only", nargs="*", help="cases, or: step, flute, growth")
+    parser.add_argument("--sides", nargs="*", choices=list(NAMES))
+    arguments = parser.parse_args()
+    data_dir = str(Path(arguments.data_dir).resolve())
+    chosen = arguments.only or [*(c.name for c in CASES), "step", "flute", "growth"]
+    environment()
+    results = HERE / "results.json"
+    found: Found = json.loads(results.read_text()) if results.exists() else {}
+    found["machine"] = machine()
+    for case in CASES:
+        if case.name in chosen:
+            sides = [s for s in case.sides if s in (arguments.sides or NAMES)]
+            taken = measure(case, sides, data_dir, arguments.rounds, arguments.turns)
+            found.setdefault("cases", {}).setdefault(case.name, {}).update(taken)
+    if "step" in chosen:
+        found["step"] = side("step.py")
+    if "flute" in chosen:
+        found["flute"] = flute(data_dir)
+    if "growth" in chosen:
+        found["growth"] = growth(GROWTH, data_dir)
+        found["cohorts"] = growth(COHORTS, data_dir)
+    results.write_text(json.dumps(found, indent=2) + "\n")
+    (HERE / "results.png").write_bytes(picture.draw(found, NAMES))
+    show(found)
+
+
+def environment() -> None:
+    """Set the defaults of our app's processes for this one."""
+    from fl_app import environment as ours
+
+    ours.enter(HERE.parent)
+
+
+def machine() -> Found:
+    """Return what is measured on."""
+    from fl_app import provenance
+
+    described = provenance.describe()
+    host = {k: v for k, v in described["host"].items() if k != "name"}
+    return {**host, **described["versions"]}
+
+
+# --- the sides
+
+
+def side(script: str, *arguments: str, python: Sequence[str] = ()) -> Found:
+    """Run a side's script in a process of its own; return what it wrote."""
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "output.json"
+        command = [*(python or [sys.executable]), str(SIDES / script), *arguments]
+        variables = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(HERE.parent),
+        }
+        done = subprocess.run(
+            [*command, "--output", str(output)],
+            env=variables,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise SystemExit(f"{script} failed:\n{(done.stdout + done.stderr)[-3000:]}")
+        return dict(json.loads(output.read_text()))
+
+
+def run(name: str, case: Path) -> Found:
+    """Run one side of a case."""
+    arguments = ["--case", str(case)]
+    if name in ("floor", "naive"):
+        naive = ["--naive"] if name == "naive" else []
+        return side("floor.py", *arguments, *naive)
+    if name == "pfl":
+        cores = len(os.sched_getaffinity(0))
+        torchrun = [str(pfl() / "torchrun"), f"--nproc_per_node={cores}"]
+        return side("pfl_side.py", *arguments, python=torchrun)
+    return side("flower_run.py", *arguments, *(["--plain"] if name == "plain" else []))
+
+
+def pfl() -> Path:
+    """Return the programs of pfl-research's own environment; make it if need be."""
+    done = PFL / ".installed"
+    if not done.exists():
+        console.print(f"installing {PFL_PACKAGE} into {PFL}")
+        subprocess.run([sys.executable, "-m", "venv", str(PFL)], check=True)
+        constraints = HERE.parent / "constraints.txt"  # the same PyTorch as ours
+        pip = [str(PFL / "bin" / "pip"), "install", "--quiet", "-c", str(constraints)]
+        subprocess.run([*pip, PFL_PACKAGE], check=True)
+        done.touch()
+    return PFL / "bin"
+
+
+def measure(
+    case: Case, sides: Sequence[str], data_dir: str, rounds: int, turns: int
+) -> Found:
+    """Return each side's figures, all turns together."""
+    found: dict[str, list[Found]] = {name: [] for name in sides}
+    with tempfile.TemporaryDirectory() as folder:
+        path = write(case, data_dir, rounds, Path(folder))
+        for _ in range(turns):
+            for name in sides:
+                console.print(f"{case.name}: {NAMES[name]}", highlight=False)
+                found[name].append(run(name, path))
+    return {name: joined(each) for name, each in found.items()}
+
+
+def joined(runs: Sequence[Found]) -> Found:
+    """Return the figures of one side."""
+    later = [seconds for each in runs for seconds in each["seconds"][1:]]
+    result: Found = {"seconds": round(median(later), 3), "rounds": len(later)}
+    for name in ("evaluation_seconds", "startup_seconds", "first_round_seconds"):
+        values = [each[name] for each in runs if name in each]
+        flat = [v for value in values for v in (value if _many(value) else [value])]
+        if flat:
+            result[name] = round(median(flat), 3)
+    if "accuracy" in runs[0]:
+        result["accuracy"] = runs[0]["accuracy"][-1]
+    if "peak_bytes" in runs[0]:
+        result["peak_bytes"] = max(each["peak_bytes"] for each in runs)
+    return result
+
+
+def _many(value: object) -> bool:
+    return isinstance(value, list)
+
+
+# --- the rest
+
+
+def flute(data_dir: str) -> Found:
+    """Run FLUTE's published job; return the seconds of the whole command.
+
+    Logistic regression on MNIST, 1,000 clients, 10 a round, one epoch, batches of 10,
+    100 rounds (Garcia et al. 2022, arXiv:2203.13789, table 2: FLUTE 200 s, Flower
+    1,814 s on their machine).
+    """
+    job = Case(
+        "flute",
+        "mnist",
+        "logistic",
+        num_clients=1000,
+        cohort=10,
+        examples=60,
+        batch_size=10,
+        learning_rate=0.03,
+        momentum=0.0,
+    )
+    console.print("FLUTE's job")
+    with tempfile.TemporaryDirectory() as folder:
+        ran = run("ours", write(job, data_dir, 100, Path(folder)))
+    return {
+        "whole_seconds": round(ran["whole_seconds"], 1),
+        "first_round_seconds": round(ran["first_round_seconds"], 1),
+        "accuracy": ran["accuracy"][-1],
+    }
+
+
+def growth(cases: Sequence[Case], data_dir: str) -> Found:
+    """Return seconds of a round and peak memory by number of clients."""
+    found: Found = {}
+    for case in cases:
+        few = replace(case, seed=1)
+        console.print(case.name, highlight=False)
+        with tempfile.TemporaryDirectory() as folder:
+            ran = run("ours", write(few, data_dir, 4, Path(folder)))
+        found[case.name] = {
+            "clients": case.num_clients,
+            "seconds": round(median(ran["seconds"][1:]), 3),
+            "peak_bytes": ran["peak_bytes"],
+        }
+    return found
+
+
+def show(found: Found) -> None:
+    """Print the tables."""
+    for name, sides in found.get("cases", {}).items():
+        table = Table(title=name, title_justify="left")
+        for heading in ("", "s a round", "/ fl-app", "evaluation", "accuracy", "GB"):
+            table.add_column(heading)
+        ours = sides.get("ours", {}).get("seconds")
+        for kind, figures in sides.items():
+            ratio = figures["seconds"] / ours if ours else None
+            peak = figures.get("peak_bytes")
+            table.add_row(
+                NAMES[kind],
+                f"{figures['seconds']:.2f}",
+                "" if ratio is None else f"{ratio:.2f}",
+                _shown(figures.get("evaluation_seconds"), ".2f"),
+                _shown(figures.get("accuracy"), ".3f"),
+                _shown(peak / 1e9 if peak else None, ".2f"),
+            )
+        console.print(table)
+    for name in ("step", "flute", "growth", "cohorts"):
+        if name in found:
+            console.print(name, found[name])
+
+
+def _shown(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""The arithmetic alone: plain loops over tensors in memory, one process a core.
+
+    python benchmarks/sides/floor.py --case CASE --output FILE [--naive]
+
+The same clients, batches and SGD steps as the federation's, each client going on from
+where the one before ended: no model is sent, received, averaged or evaluated. With our
+own training step, or (`--naive`) with the step that a tutorial writes: eager PyTorch,
+`torch.optim.SGD`, images as they come.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import time
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from fl_app import models, task
+
+
+def main() -> None:
+    """Measure, and write the seconds of each round."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--case", required=True)
+    parser.add_argument("--output", required=True)
+    parser.add_argument("--naive", action="store_true")
+    arguments = parser.parse_args()
+    case = json.loads(Path(arguments.case).read_text())
+    cores = sorted(os.sched_getaffinity(0))
+    context = multiprocessing.get_context("spawn")
+    barrier, ends = context.Barrier(len(cores)), context.Queue()
+    workers = [
+        context.Process(
+            target=work, args=(case, i, len(cores), arguments.naive, barrier, ends)
+        )
+        for i in range(len(cores))
+    ]
+    for worker in workers:
+        worker.start()
+    spans = [ends.get() for _ in workers]
+    for worker in workers:
+        worker.join()
+    seconds = [
+        max(end for _, end in each) - min(start for start, _ in each)
+        for each in zip(*spans, strict=True)
+    ]
+    Path(arguments.output).write_text(json.dumps({"seconds": seconds}))
+
+
+def work(
+    case: dict[str, Any],
+    rank: int,
+    number: int,
+    naive: bool,
+    barrier: Barrier,
+    ends: "multiprocessing.Queue[list[tuple[float, float]]]",
+) -> None:
+    """Train every `number`-th client of each round's cohort; put the rounds' times."""
+    torch.set_num_threads(1)
+    data = np.load(case["data"])
+    images, labels = data["train_images"], data["train_labels"]
+    normalise = task.Normalisation(tuple(data["mean"]), tuple(data["std"]))
+    model = models.build(case["model"], images.shape[1:], 10, seed=case["seed"])
+    owned = [
+        task.Examples(torch.from_numpy(images[o]), torch.from_numpy(labels[o]))
+        for o in data["owners"]
+    ]
+    if naive:
+        inputs = [normalise(examples.images.float()) for examples in owned]
+    else:
+        model = task.place(model)
+    options = task.TrainOptions(
+        case["local_epochs"],
+        case["batch_size"],
+        "sgd",
+        case["learning_rate"],
+        case["momentum"],
+        0.0,
+    )
+    draws = np.random.default_rng(case["seed"])
+    spans = []
+    for round in range(case["rounds"]):
+        cohort = draws.permutation(case["num_clients"])[: case["cohort"]]
+        barrier.wait()
+        start = time.monotonic()
+        for client in cohort[rank::number]:
+            if naive:
+                train_naively(model, inputs[client], owned[client].labels, case)
+            else:
+                task.train(model, owned[client], options, normalise, seed=round)
+        spans.append((start, time.monotonic()))
+    ends.put(spans)
+
+
+def train_naively(
+    model: nn.Module,
+    inputs: torch.Tensor,
+    labels: torch.Tensor,
+    case: dict[str, Any],
+) -> None:
+    """Train as a tutorial does, but for its data loader."""
+    model.train()
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=case["learning_rate"], momentum=case["momentum"]
+    )
+    for _ in range(case["local_epochs"]):
+        for chosen in torch.randperm(len(labels)).split(case["batch_size"]):
+            optimizer.zero_grad()
+            loss = functional.cross_entropy(model(inputs[chosen]), labels[chosen])
+            loss.backward()
+            optimizer.step()
+
+
+if __name__ == "__main__":
+    main()

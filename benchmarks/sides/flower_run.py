@@ -1,0 +1,203 @@
+"""An app through Flower's Ray-backed simulation: ours, or a plain one.
+
+    python benchmarks/sides/flower_run.py --case CASE --output FILE [--plain]
+
+In a Flower home of its own, so that the SuperLink is a fresh one. Ours is started by
+`flwr run`, as a user does; the plain app (`benchmarks/plain_flower`, one message a
+client) likewise, over as many simulated nodes as it has clients. Writes the seconds of
+each round without evaluation, those of the server's evaluations, of the start, and the
+peak memory of all processes.
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+PROJECT = Path(__file__).parents[2]
+PLAIN = PROJECT / "benchmarks" / "plain_flower"
+_BIN = Path(sys.executable).parent
+
+
+def main() -> None:
+    """Run, and write what was measured."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--case", required=True)
+    parser.add_argument("--output", required=True)
+    parser.add_argument("--plain", action="store_true")
+    arguments = parser.parse_args()
+    case = json.loads(Path(arguments.case).read_text())
+    run = plain if arguments.plain else ours
+    with tempfile.TemporaryDirectory() as home, Home(Path(home)) as flower:
+        Path(arguments.output).write_text(json.dumps(run(flower, case)))
+
+
+class Home:
+    """A Flower home; its processes are watched, and ended with it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.variables = {
+            **os.environ,
+            "FLWR_HOME": str(folder / "flwr"),
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "NO_COLOR": "1",
+        }
+        self.peak_bytes = 0
+
+    def __enter__(self) -> "Home":
+        self.command("fl-app", "setup")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for pid, _ in self._processes():
+            os.kill(pid, signal.SIGTERM)
+        deadline = time.monotonic() + 20
+        while self._processes() and time.monotonic() < deadline:
+            time.sleep(0.2)
+
+    def command(self, name: str, *arguments: str) -> None:
+        """Run a command of the environment in this home, its memory watched."""
+        process = subprocess.Popen(
+            [str(_BIN / name), *arguments],
+            env=self.variables,
+            cwd=PROJECT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        stop = threading.Event()
+        watcher = threading.Thread(target=self._watch, args=(stop,))
+        watcher.start()
+        said, _ = process.communicate()
+        stop.set()
+        watcher.join()
+        if process.returncode:
+            raise SystemExit(f"{name} failed:\n{said[-3000:]}")
+
+    def _watch(self, stop: threading.Event) -> None:
+        while not stop.wait(0.5):
+            self.peak_bytes = max(self.peak_bytes, self._bytes())
+
+    def _processes(self) -> list[tuple[int, Path]]:
+        mark = f"FLWR_HOME={self.folder / 'flwr'}\0".encode()
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                if mark in (process / "environ").read_bytes():
+                    found.append((int(process.name), process))
+            except OSError:
+                continue
+        return found
+
+    def _bytes(self) -> int:
+        """Return the proportional set size of all processes, shared pages once."""
+        total = 0
+        for _, process in self._processes():
+            try:
+                lines = (process / "smaps_rollup").read_text().splitlines()
+            except OSError:
+                continue
+            total += sum(int(x.split()[1]) for x in lines if x.startswith("Pss:"))
+        return total * 1024
+
+
+def ours(home: Home, case: Mapping[str, Any]) -> dict[str, Any]:
+    """Run our app; return its figures."""
+    folder = home.folder / "run"
+    options = case["options"] | {
+        "data-dir": case["data_dir"],
+        "num-server-rounds": case["rounds"],
+        "evaluate-every": case.get("evaluate_every", 1),
+        "results-dir": str(home.folder),
+        "run-name": folder.name,
+    }
+    metrics = folder / "metrics.jsonl"
+    first = FirstRound(metrics)
+    began = time.time()
+    with first:
+        home.command(
+            *("flwr", "run", ".", "local-simulation", "--stream"),
+            *("--run-config", " ".join(f"{k}={_toml(v)}" for k, v in options.items())),
+        )
+    whole = time.time() - began
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    done = first.times
+    gaps = [after - before for before, after in pairwise(done[1:])]
+    spent = [row["seconds"] for row in rows[2:]]
+    beyond = [gap - own for gap, own in zip(gaps, spent, strict=False)]
+    return {
+        "seconds": [row["seconds"] for row in rows[1:]],
+        "evaluation_seconds": beyond,
+        "accuracy": [row["test_accuracy"] for row in rows[1:]],
+        "first_round_seconds": done[1] - began,
+        "whole_seconds": whole,
+        "peak_bytes": home.peak_bytes,
+        "model": json.loads((folder / "summary.json").read_text())["model_sha256"],
+    }
+
+
+class FirstRound:
+    """Notes when each row of a run's metrics appears."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self.times: list[float] = []
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.02):
+            try:
+                rows = self._path.read_bytes().count(b"\n")
+            except OSError:
+                continue
+            now = time.time()
+            self.times += [now] * (rows - len(self.times))
+
+
+def plain(home: Home, case: Mapping[str, Any]) -> dict[str, Any]:
+    """Run the plain app, one simulated node a client; return its figures."""
+    output = home.folder / "plain.json"
+    options = {
+        "data": str(Path(case["data_dir"]) / case["dataset"]),
+        "num-server-rounds": case["rounds"],
+        "local-epochs": case["local_epochs"],
+        "batch-size": case["batch_size"],
+        "learning-rate": case["learning_rate"],
+        "held-out": case["validation_fraction"],
+        "evaluate": False,
+        "output": str(output),
+    }
+    nodes = f"num-supernodes={case['num_clients']} client-resources-num-cpus=1"
+    home.command(
+        *("flwr", "run", str(PLAIN), "local-simulation", "--stream"),
+        *("--run-config", " ".join(f"{k}={_toml(v)}" for k, v in options.items())),
+        *("--federation-config", nodes),
+    )
+    said = json.loads(output.read_text())
+    return said | {"peak_bytes": home.peak_bytes}
+
+
+def _toml(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else json.dumps(value)
+
+
+if __name__ == "__main__":
+    main()
