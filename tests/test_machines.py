@@ -16,11 +16,12 @@ from typing import Any
 import pytest
 import yaml
 
+from fl_app.artifacts import RunFolder
 from tests import hosts, systemctl
-from tests.conftest import PROJECT
+from tests.conftest import PROJECT, default_options
 from tests.hosts import APP, Host
 from tests.pictures import write_digits
-from tests.test_run import run
+from tests.test_run import run, serve, sha
 
 pytestmark = [
     pytest.mark.machines,
@@ -321,3 +322,27 @@ def test_the_image_has_what_it_copies() -> None:
     for line in re.findall(r"^COPY (.*)$", text, flags=re.MULTILINE):
         for source in line.split()[:-1]:
             assert f"!{source.split('/')[0]}\n" in ignored, source
+
+
+def test_a_ray_cluster_of_two_machines(tmp_path: Path) -> None:
+    text = (PROJECT / "docs" / "performance.md").read_text()
+    head, other, start = re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    binds = {name: {"/shared": shared} for name in ("first", "second")}
+    names = {"first": ["first.example.org"], "second": []}
+    address = "--num-cpus 1 --node-ip-address 10.77.0."  # no way out: Ray finds none
+    with hosts.network(tmp_path / "hosts", names, binds) as there:
+        first, second = there["first"], there["second"]
+        for host in there.values():
+            host.do(".venv/bin/fl-app setup")
+        first.do(head.strip() + f" {address}1", timeout=120)
+        cached = "/root/cache-of-second"
+        start_ray = f"export FL_APP_CACHE={cached}; {other.strip()} {address}2"
+        second.do(start_ray, timeout=120)
+        first.do(start.replace("-c '", "-c 'num-server-rounds=3 "), timeout=300)
+        assert "digits" in second.do(f"ls {cached}")  # where a node has read them
+        found = first.path(f"{APP}/results/cluster/summary.json").read_text()
+    options = {"run-name": "twin", "results-dir": str(tmp_path), "num-server-rounds": 3}
+    serve(default_options() | options)
+    assert json.loads(found)["model_sha256"] == sha(RunFolder(tmp_path / "twin"))
