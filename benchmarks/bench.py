@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -102,6 +103,7 @@ def side(script: str, *arguments: str, python: Sequence[str] = ()) -> Found:
             **os.environ,
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": str(HERE.parent),
+            **({"CUDA_VISIBLE_DEVICES": ""} if python else {}),  # it takes NCCL else
         }
         done = subprocess.run(
             [*command, "--output", str(output)],
@@ -134,9 +136,9 @@ def pfl() -> Path:
     if not done.exists():
         console.print(f"installing {PFL_PACKAGE} into {PFL}")
         subprocess.run([sys.executable, "-m", "venv", str(PFL)], check=True)
-        constraints = HERE.parent / "constraints.txt"  # the same PyTorch as ours
-        pip = [str(PFL / "bin" / "pip"), "install", "--quiet", "-c", str(constraints)]
-        subprocess.run([*pip, PFL_PACKAGE], check=True)
+        torch = metadata.version("torch").partition("+")[0]  # as ours
+        pip = [str(PFL / "bin" / "pip"), "install", "--quiet"]
+        subprocess.run([*pip, PFL_PACKAGE, f"torch=={torch}"], check=True)
         done.touch()
     return PFL / "bin"
 

@@ -195,7 +195,10 @@ def _seeded(seed: int, device: torch.device) -> Iterator[torch.Generator]:
     """Seed torch's global generator within the block; yield one of our own, on CPU."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
+        # As torch.manual_seed does, which walks the stack for each device not there.
+        torch.default_generator.manual_seed(seed)
+        if devices:
+            torch.cuda.manual_seed(seed)
         yield torch.Generator().manual_seed(seed ^ 0x5DEECE66D)
 
 
