@@ -49,11 +49,14 @@ def main() -> None:
     parser.add_argument("--data-dir", required=True, help="holds mnist/ and cifar10/")
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--turns", type=int, default=1)
-    parser.add_argument("--only", nargs="*", help="cases, or: step, flute, growth")
+    parser.add_argument(
+        "--only", nargs="*", help="cases, or: step, startup, flute, growth"
+    )
     parser.add_argument("--sides", nargs="*", choices=list(NAMES))
     arguments = parser.parse_args()
     data_dir = str(Path(arguments.data_dir).resolve())
-    chosen = arguments.only or [*(c.name for c in CASES), "step", "flute", "growth"]
+    rest = ["step", "startup", "flute", "growth"]
+    chosen = arguments.only or [*(case.name for case in CASES), *rest]
     environment()
     results = HERE / "results.json"
     found: Found = json.loads(results.read_text()) if results.exists() else {}
@@ -65,6 +68,8 @@ def main() -> None:
             found.setdefault("cases", {}).setdefault(case.name, {}).update(taken)
     if "step" in chosen:
         found["step"] = side("step.py")
+    if "startup" in chosen:
+        found["startup"] = side("startup.py")
     if "flute" in chosen:
         found["flute"] = flute(data_dir)
     if "growth" in chosen:
@@ -243,7 +248,7 @@ def show(found: Found) -> None:
                 _shown(peak / 1e9 if peak else None, ".2f"),
             )
         console.print(table)
-    for name in ("step", "flute", "growth", "cohorts"):
+    for name in ("step", "startup", "flute", "growth", "cohorts"):
         if name in found:
             console.print(name, found[name])
 

@@ -6,7 +6,7 @@ up there after ten rejected draws. Nothing here draws and rejects.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -28,12 +28,20 @@ class Partition:
     """Sorted example indices per client id."""
     seed: int
     validation_fraction: float
+    _splits: dict[int, tuple[Indices, Indices]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     def split(self, client_id: int) -> tuple[Indices, Indices]:
         """Return a client's training and validation indices, each sorted.
 
         Validation gets floor(fraction * n + 0.5) of the n examples, never all.
         """
+        if client_id not in self._splits:  # each round asks for it
+            self._splits[client_id] = self._split(client_id)
+        return self._splits[client_id]
+
+    def _split(self, client_id: int) -> tuple[Indices, Indices]:
         owned = self.clients[client_id]
         size = min(int(self.validation_fraction * len(owned) + 0.5), len(owned) - 1)
         order = keyed_generator(self.seed, "validation", client=client_id).permutation(
@@ -66,7 +74,7 @@ class Partition:
 class _Merged(Partition):
     parts: Partition | None = None
 
-    def split(self, client_id: int) -> tuple[Indices, Indices]:
+    def _split(self, client_id: int) -> tuple[Indices, Indices]:
         assert self.parts is not None
         splits = [self.parts.split(c) for c in range(len(self.parts.clients))]
         train, validation = zip(*splits, strict=True)
