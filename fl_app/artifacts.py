@@ -216,18 +216,38 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+class StoppedError(RuntimeError):
+    """A run was stopped by its user; named in its error.json."""
+
+
+def read_info(path: Path) -> ModelInfo:
+    """Return the description of a model.safetensors; its tensors are not read.
+
+    Raises:
+        ConfigError: see `read_model`.
+    """
+    return _read_safetensors(path, tensors=False)[1]
+
+
 def read_model(path: Path) -> tuple[dict[str, Array], ModelInfo]:
     """Return the tensors and the description of a model.safetensors.
 
     Raises:
         ConfigError: the file is not there, or is not one that a run has written.
     """
+    return _read_safetensors(path, tensors=True)
+
+
+def _read_safetensors(
+    path: Path, *, tensors: bool
+) -> tuple[dict[str, Array], ModelInfo]:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="numpy") as file:
             described = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            names = file.keys() if tensors else ()
+            arrays = {name: file.get_tensor(name) for name in names}
         normalisation = json.loads(described["normalisation"])
         channels, height, width = json.loads(described["input_shape"])
         return arrays, ModelInfo(

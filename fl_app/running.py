@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from fl_app import artifacts, checkpoints, resuming, tracking
-from fl_app.artifacts import RunFolder
+from fl_app.artifacts import RunFolder, StoppedError
 from fl_app.config import ConfigError, RunConfig, project_path
 from fl_app.data import datasets
 from fl_app.environment import default_options, find_project
@@ -211,4 +211,5 @@ def _leave_error(folder: RunFolder, reason: str) -> None:
         resuming.held(folder, patience=_STOP_SECONDS),
     ):
         if not folder.error() and not folder.summary():
-            folder.write_error(RuntimeError(reason))
+            kind = StoppedError if reason == STOPPED else RuntimeError
+            folder.write_error(kind(reason))

@@ -91,7 +91,9 @@ class Image:
     def entering(self, command: list[str], user: str) -> list[str]:
         """Return what runs a command with the image's root, user and variables."""
         switch = (
-            [] if user == "root" else ["setpriv", f"--reuid={user}", "--clear-groups"]
+            []
+            if user == "root"
+            else ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"]
         )
         variables = [f"{k}={v}" for k, v in {"HOME": "/root", **self._env}.items()]
         there = f'cd {shlex.quote(self._workdir)}; exec "$@"'

@@ -3,18 +3,21 @@
 import asyncio
 import io
 import re
+import shutil
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import uvicorn
 from filelock import FileLock
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from rich.console import Console
 from starlette.responses import JSONResponse
 from starlette.testclient import TestClient
@@ -47,7 +50,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def client(results: Path) -> Iterator[TestClient]:
-    with TestClient(create(Settings(results, PROJECT))) as found:
+    with TestClient(
+        create(Settings(results, PROJECT)), base_url="http://127.0.0.1"
+    ) as found:
         yield found
 
 
@@ -197,6 +202,22 @@ def test_a_bomb_is_told_by_its_header() -> None:
         images.read(file.getvalue(), COLOUR)
 
 
+def test_only_plain_small_images_are_read_at_once() -> None:
+    assert images.is_plain(encoded(np.zeros((8, 8), np.uint8)))
+    assert not images.is_plain(encoded(np.zeros((200, 200), np.uint8)))
+    assert not images.is_plain(encoded(np.zeros((8, 8), np.uint8), "JPEG"))
+    assert not images.is_plain(b"")
+    packed = PngInfo()
+    packed.add_text("much", "x" * 2**20, zip=True)
+    file = io.BytesIO()
+    Image.new("L", (8, 8)).save(file, format="PNG", pnginfo=packed)
+    assert len(file.getvalue()) < 2**15
+    assert not images.is_plain(file.getvalue())
+    sound = encoded(np.zeros((8, 8), np.uint8))
+    for cut in range(len(sound)):
+        images.is_plain(sound[:cut])  # and does not fail
+
+
 def test_a_large_body_is_refused(client: TestClient) -> None:
     content = b"x" * (images.MAX_BYTES + 10_000)
     answer = client.post("/predict", files={"file": content})
@@ -227,7 +248,9 @@ def test_a_link_out_of_the_results_is_not_followed_by_name(tmp_path: Path) -> No
     run(outside, run_name="secret", num_server_rounds=1)
     results = tmp_path / "results"
     results.mkdir()
-    with TestClient(create(Settings(results, PROJECT))) as client:
+    with TestClient(
+        create(Settings(results, PROJECT)), base_url="http://127.0.0.1"
+    ) as client:
         assert client.get("/runs/../outside/secret").status_code == 404
         assert client.get("/runs").json() == []
         answer = client.post("/predict", files={"file": encoded(digit(0))})
@@ -238,7 +261,9 @@ def test_a_link_out_of_the_results_is_not_followed_by_name(tmp_path: Path) -> No
 def test_a_file_that_is_no_model_predicts_nothing(tmp_path: Path) -> None:
     folder = run(tmp_path, num_server_rounds=1)
     (folder.path / "model.safetensors").write_bytes(b"\x80\x04pickle")
-    with TestClient(create(Settings(tmp_path, PROJECT))) as client:
+    with TestClient(
+        create(Settings(tmp_path, PROJECT)), base_url="http://127.0.0.1"
+    ) as client:
         answer = client.post("/predict", files={"file": encoded(digit(0))})
         assert answer.status_code == 404
         assert "not a model that a run has written" in answer.json()["detail"]
@@ -305,7 +330,9 @@ def test_openapi_says_what_is_answered(client: TestClient) -> None:
 
 
 def test_docs_need_no_network(results: Path) -> None:
-    with TestClient(create(Settings(results, PROJECT, token="secret"))) as client:
+    with TestClient(
+        create(Settings(results, PROJECT, token="secret")), base_url="http://127.0.0.1"
+    ) as client:
         page = client.get("/docs")
         assert page.status_code == 200
         files = re.findall(r"""(?:src|href)=["']([^"']+)""", page.text)
@@ -333,7 +360,9 @@ def test_prometheus_is_told(client: TestClient) -> None:
 
 
 def test_a_token_is_asked_for_everywhere_but_at_health(results: Path) -> None:
-    with TestClient(create(Settings(results, PROJECT, token="secret"))) as client:
+    with TestClient(
+        create(Settings(results, PROJECT, token="secret")), base_url="http://127.0.0.1"
+    ) as client:
         assert client.get("/health").status_code == 200
         for path in ("/runs", "/models", "/metrics", "/docs/x", "/none"):
             refused = client.get(path)
@@ -383,6 +412,50 @@ def test_a_token_is_made_where_none_is_set(monkeypatch: pytest.MonkeyPatch) -> N
     assert "secret" not in said.getvalue()
 
 
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"Host": "localhost:8000"}, 200),
+        ({"Host": "[::1]:8000"}, 200),
+        ({"Host": "[::1]"}, 200),
+        ({"Origin": "http://127.0.0.1"}, 200),
+        ({"Host": "evil.example"}, 421),
+        ({"Host": "127.0.0.1.evil.example:8000"}, 421),
+        ({"Host": ""}, 421),
+        ({"Origin": "https://evil.example"}, 403),
+        ({"Origin": "http://127.0.0.1:9999"}, 403),
+        ({"Origin": "null"}, 403),
+    ],
+)
+def test_a_page_of_another_site_cannot_ask(
+    client: TestClient, headers: dict[str, str], status: int
+) -> None:
+    assert client.get("/runs", headers=headers).status_code == status
+
+
+def test_with_a_token_any_name_will_do(results: Path) -> None:
+    with TestClient(create(Settings(results, PROJECT, token="secret"))) as client:
+        headers = {"Authorization": "Bearer secret", "Origin": "https://fl.example.org"}
+        assert client.get("/runs", headers=headers).status_code == 200
+
+
+def test_a_foreign_folder_hides_no_run(client: TestClient, results: Path) -> None:
+    for name, text in (("empty", ""), ("other", "{}"), ("list", "[1]")):
+        (results / name).mkdir()
+        (results / name / "config.json").write_text(text)
+        assert client.get(f"/runs/{name}").status_code == 404
+    assert len(client.get("/runs").json()) == 3
+    assert len(client.get("/models").json()) == 2
+    for name in ("empty", "other", "list"):
+        shutil.rmtree(results / name)
+
+
+def test_to_list_models_loads_none(client: TestClient) -> None:
+    with patch("fl_app.serving.predictor.load", side_effect=AssertionError):
+        assert len(client.get("/models").json()) == 2
+
+
 # --- together, and too slow
 
 
@@ -420,9 +493,25 @@ def test_what_fails_is_told_to_each_and_the_next_goes_on(results: Path) -> None:
     assert asyncio.run(some()).sum() == pytest.approx(1)
 
 
-def test_a_request_that_does_not_arrive_is_ended(results: Path) -> None:
+@pytest.mark.parametrize(
+    ("sent", "answered"),
+    [
+        (
+            b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nx",
+            408,
+        ),
+        (b"", None),
+        (b"GET /health HTTP/1.1\r\nHost: loc", None),
+    ],
+)
+def test_a_request_that_does_not_arrive_is_ended(
+    results: Path, monkeypatch: pytest.MonkeyPatch, sent: bytes, answered: int | None
+) -> None:
+    monkeypatch.setattr(service.Prompt, "seconds", 0.5)
     settings = Settings(results, PROJECT, request_timeout=0.5)
-    config = uvicorn.Config(create(settings), port=0, log_level="error")
+    config = uvicorn.Config(
+        create(settings), port=0, log_level="error", http=service.Prompt
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -430,11 +519,19 @@ def test_a_request_that_does_not_arrive_is_ended(results: Path) -> None:
         while not server.started:
             time.sleep(0.01)
         port = server.servers[0].sockets[0].getsockname()[1]
-        with socket.create_connection(("127.0.0.1", port), timeout=10) as slow:
-            slow.sendall(
-                b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nhalf"
-            )
-            assert slow.recv(1000).startswith(b"HTTP/1.1 408")
+        whole = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        for before in (b"", whole):  # also after a request that did arrive
+            with socket.create_connection(("127.0.0.1", port), timeout=10) as slow:
+                if before:
+                    slow.sendall(before)
+                    assert slow.recv(1000).startswith(b"HTTP/1.1 200")
+                if sent:
+                    slow.sendall(sent)
+                said = slow.recv(1000)
+                if answered:
+                    assert said.startswith(b"HTTP/1.1 %d" % answered)
+                else:
+                    assert said == b""
     finally:
         server.should_exit = True
         thread.join()
@@ -461,7 +558,8 @@ def test_what_all_send_together_is_bounded() -> None:
                 if message["type"] == "http.response.start":
                     statuses.append(message["status"])
 
-            scope = {"type": "http", "method": "POST", "path": "/", "headers": []}
+            host = [(b"host", b"localhost")]
+            scope = {"type": "http", "method": "POST", "path": "/", "headers": host}
             await guard(scope, receive, send)
 
         first = asyncio.create_task(ask(60))

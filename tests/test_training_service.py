@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -10,16 +11,19 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from starlette.testclient import TestClient
 
 from fl_app.artifacts import RunFolder
 from fl_app.config import ConfigError
 from fl_app.network import free_port
 from fl_app.serving import jobs as job_files
+from fl_app.serving import train_routes
 from fl_app.serving.app import Settings, create
 from fl_app.serving.jobs import MAX_QUEUED, Jobs, QueueFullError
 from tests.conftest import PROJECT
@@ -28,12 +32,12 @@ from tests.test_network import processes_of
 
 # In place of `fl-app run`: writes a run's files, a round each time it is told to.
 FAKE = """#!{python}
-import json, os, sys, time, tomllib
+import json, os, signal, sys, time, tomllib
 from pathlib import Path
 
 sys.path.insert(0, {project!r})
 from filelock import FileLock
-from fl_app.artifacts import RunFolder
+from fl_app.artifacts import RunFolder, StoppedError
 from fl_app.config import RunConfig
 from fl_app.data.datasets import recipe_for
 from fl_app.environment import default_options
@@ -46,10 +50,18 @@ if config.seed == 13:
 folder = RunFolder.create(config)
 (folder.path / "checkpoint").mkdir()
 rows = []
+
+def stop(*_):
+    folder.write_error(StoppedError("it was stopped by the user"))
+    sys.exit(1)
+
+signal.signal(signal.SIGINT, stop)
 with FileLock(folder.path / "checkpoint" / ".lock"):
     for number in range(config.num_server_rounds + 1):
         while not (folder.path.parent / f"go-{{number}}").exists():
             time.sleep(0.02)
+        for row in rows[-1:]:
+            row["validation_accuracy"] = row["round"] / 20
         rows.append({{"round": number, "test_accuracy": number / 10, "test_loss": 1.0}})
         folder.write_metrics(rows)
     folder.write_summary({{"final_test_accuracy": number / 10, "rounds": number}})
@@ -176,7 +188,9 @@ def test_a_name_is_taken_once(queue: Jobs) -> None:
 
 @pytest.fixture
 def client(queue: Jobs) -> Iterator[TestClient]:
-    with TestClient(create(Settings(queue._results, PROJECT))) as found:
+    with TestClient(
+        create(Settings(queue._results, PROJECT)), base_url="http://127.0.0.1"
+    ) as found:
         yield found
 
 
@@ -198,8 +212,9 @@ def test_a_training_from_start_to_end(queue: Jobs, client: TestClient) -> None:
     until(lambda: client.get("/runs/one").json()["rounds"] == 1)
     let(queue, 2)
     told = events(client.get("/runs/one/events").text)
-    assert [kind for kind, _ in told] == ["round", "round", "round", "end"]
-    assert [data["round"] for _, data in told[:-1]] == [0, 1, 2]
+    assert [kind for kind, _ in told][-2:] == ["round", "end"]
+    newest = {row["round"]: row for kind, row in told if kind == "round"}
+    assert list(newest) == [0, 1, 2]
     assert told[-1][1]["status"] == "finished"
     assert client.get("/runs/one").json()["summary"]["rounds"] == 2
     assert client.post("/runs/one/stop").status_code == 409
@@ -221,6 +236,7 @@ def test_a_training_that_is_stopped(queue: Jobs, client: TestClient) -> None:
     assert client.post("/runs/two/stop").json()["status"] == "stopped"
     assert client.post("/runs/one/stop").status_code == 202
     until(lambda: client.get("/runs/one").json()["status"] != "running")
+    assert client.get("/runs/one").json()["status"] == "stopped"
     again = client.post("/runs/one/stop")
     assert again.status_code == 409
     assert "nothing to stop" in again.json()["detail"]
@@ -335,3 +351,84 @@ def test_a_training_outlives_the_service(tmp_path: Path) -> None:
         for pid in processes_of(tmp_path):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+
+def test_a_job_is_stopped_or_begun_and_not_both(queue: Jobs) -> None:
+    for name in "abcdefgh":
+        job = queue.submit(QUICK | {"run-name": name})
+        with ThreadPoolExecutor(2) as pool:
+            begun = pool.submit(queue.advance)
+            assert pool.submit(queue.stop, job).result()
+        now = queue.find(name)
+        assert now is not None
+        assert now.cancelled
+        assert bool(now.pid) == (begun.result() is not None)
+        until(lambda now=now: not queue.is_alive(now))
+
+
+def test_the_queue_takes_no_more_than_it_may(queue: Jobs) -> None:
+    def submit(number: int) -> bool:
+        with contextlib.suppress(QueueFullError, ConfigError):
+            queue.submit(QUICK | {"run-name": f"run-{number // 2}"})
+            return True
+        return False
+
+    with ThreadPoolExecutor(12) as pool:
+        taken = list(pool.map(submit, range(24)))
+    assert sum(taken) == MAX_QUEUED == len(queue.queued())
+    assert not any(a and b for a, b in zip(taken[::2], taken[1::2], strict=True))
+
+
+def test_nothing_begins_beside_a_run_whose_process_is_gone(queue: Jobs) -> None:
+    job = queue.submit(QUICK | {"run-name": "one"})
+    queue.submit(QUICK | {"run-name": "two"})
+    queue.advance()
+    now = until(lambda: queue.find("one"))
+    until(queue.folder_of(job).config)
+    os.kill(now.pid, signal.SIGKILL)
+    until(lambda: not queue.is_alive(now))
+    with FileLock(queue.folder_of(job).path / "checkpoint" / ".lock"):
+        assert queue.running() == now  # a SuperLink's process holds its folder
+        assert queue.advance() is None
+    begun = queue.advance()
+    assert begun is not None
+    assert begun.id == "two"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"fedadam.tau": math.nan}, {"class-names": "\ud83d"}, {"class-names": "a\nb"}],
+)
+def test_what_no_file_can_hold_is_refused(queue: Jobs, options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="is not allowed"):
+        queue.submit(options)
+    assert queue.queued() == []
+
+
+def test_any_text_reaches_the_run(queue: Jobs) -> None:
+    names = 'a "quoted" \\ one,😀'
+    queue.submit(QUICK | {"run-name": "one", "class-names": names})
+    queue.advance()
+    config = until(lambda: RunFolder(queue._results / "one").config())
+    assert config["options"]["class-names"] == names
+
+
+def test_a_stream_brings_validation_when_it_is_there(
+    queue: Jobs, client: TestClient
+) -> None:
+    client.post("/train", json=QUICK | {"run-name": "one"})
+    let(queue, 0)
+    until(lambda: len(client.get("/runs/one").json()["metrics"]) == 1)
+    with ThreadPoolExecutor(1) as pool:
+        text = pool.submit(lambda: client.get("/runs/one/events").text)
+        time.sleep(1)
+        let(queue, 1, 2)
+        told = [row for kind, row in events(text.result()) if kind == "round"]
+    assert [row["round"] for row in told[:2]] == [0, 0]
+    newest = {row["round"]: row for row in told}
+    assert newest[1]["validation_accuracy"] == 0.05
+
+
+def test_events_hold_no_number_that_json_has_not() -> None:
+    told = train_routes._event("round", {"a": math.inf, "b": [math.nan, 1.5]}, 3)
+    assert told == 'id: 3\nevent: round\ndata: {"a": null, "b": [null, 1.5]}\n\n'

@@ -5,7 +5,7 @@
 The same clients, batches and SGD steps as the federation's, each client going on from
 where the one before ended: no model is sent, received, averaged or evaluated. With our
 own training step, or (`--naive`) with the step that a tutorial writes: eager PyTorch,
-`torch.optim.SGD`, images as they come.
+`torch.optim.SGD`, images as they come. Either normalises a client's images at its turn.
 """
 
 import argparse
@@ -72,9 +72,7 @@ def work(
         task.Examples(torch.from_numpy(images[o]), torch.from_numpy(labels[o]))
         for o in data["owners"]
     ]
-    if naive:
-        inputs = [normalise(examples.images.float()) for examples in owned]
-    else:
+    if not naive:
         model = task.place(model)
     options = task.TrainOptions(
         case["local_epochs"],
@@ -92,7 +90,8 @@ def work(
         start = time.monotonic()
         for client in cohort[rank::number]:
             if naive:
-                train_naively(model, inputs[client], owned[client].labels, case)
+                inputs = normalise(owned[client].images.float())
+                train_naively(model, inputs, owned[client].labels, case)
             else:
                 task.train(model, owned[client], options, normalise, seed=round)
         spans.append((start, time.monotonic()))

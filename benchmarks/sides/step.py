@@ -38,14 +38,13 @@ def measure(name: str) -> dict[str, float]:
     labels = torch.randint(10, (_BATCH * _STEPS,))
     pixels = torch.randint(256, (len(labels), *shape), dtype=torch.uint8)
     normalise = task.Normalisation((0.5,) * shape[0], (0.25,) * shape[0])
-    inputs = normalise(pixels.float())
     tutorial = models.build(name, shape, 10, seed=0)
     model = task.place(models.build(name, shape, 10, seed=0))
     examples = task.Examples(pixels, labels)
     seconds: dict[str, list[float]] = {"eager": [], "float32": [], "bfloat16": []}
     for _ in range(_TURNS + 1):
         start = time.perf_counter()
-        eager(tutorial, inputs, labels)
+        eager(tutorial, normalise(pixels.float()), labels)
         seconds["eager"].append(time.perf_counter() - start)
         for precision in ("float32", "bfloat16"):
             options = task.TrainOptions(1, _BATCH, "sgd", 0.01, 0.9, 0.0, precision)

@@ -1,5 +1,6 @@
 """The runs in a folder of results, as the service tells of them."""
 
+import contextlib
 import re
 from enum import StrEnum
 from pathlib import Path
@@ -7,9 +8,11 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from fl_app import checkpoints
-from fl_app.artifacts import MODEL, RunFolder
+from fl_app.artifacts import MODEL, RunFolder, StoppedError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_NAMED = {"dataset", "model", "strategy", "seed"}
+"""Options that are told of each run."""
 
 
 class Status(StrEnum):
@@ -30,27 +33,31 @@ class Catalogue:
 
     def all(self) -> list[RunFolder]:
         """Return all runs, the newest first."""
-        found = [
-            (path.stat().st_mtime_ns, path.parent)
-            for path in self._results.glob("*/config.json")
-            if _NAME.fullmatch(path.parent.name)
-        ]
-        return [RunFolder(path) for _, path in sorted(found, reverse=True)]
+        found = []
+        for path in self._results.glob("*/config.json"):
+            folder = self.find(path.parent.name)
+            with contextlib.suppress(OSError):  # it was removed just now
+                if folder is not None:
+                    found.append((path.stat().st_mtime_ns, folder.name, folder))
+        return [folder for _, _, folder in sorted(found, key=_when, reverse=True)]
 
     def find(self, name: str) -> RunFolder | None:
-        """Return the run of that name; None where there is none."""
+        """Return the run of that name; None where there is none, or none of ours."""
         if not _NAME.fullmatch(name):
             return None
         folder = RunFolder(self._results / name)
-        return folder if folder.config() is not None else None
+        try:
+            options = (folder.config() or {})["options"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return folder if options.keys() >= _NAMED else None
 
     def newest_model(self) -> RunFolder | None:
         """Return the run whose model was written last; None without any."""
-        written = [
-            ((folder.path / MODEL).stat().st_mtime_ns, folder)
-            for folder in self.all()
-            if (folder.path / MODEL).exists()
-        ]
+        written = []
+        for folder in self.all():
+            with contextlib.suppress(OSError):  # it has none
+                written.append(((folder.path / MODEL).stat().st_mtime_ns, folder))
         return max(written, key=lambda pair: pair[0])[1] if written else None
 
 
@@ -58,12 +65,19 @@ def status_of(folder: RunFolder) -> Status:
     """Return how a run stands; a run that no process holds is not going on."""
     if folder.summary() is not None:
         return Status.FINISHED
-    if _is_held(folder):
+    if is_held(folder):
         return Status.RUNNING
-    return Status.FAILED if folder.error() is not None else Status.STOPPED
+    error = folder.error()
+    stopped = error is None or error.get("type") == StoppedError.__name__
+    return Status.STOPPED if stopped else Status.FAILED
 
 
-def _is_held(folder: RunFolder) -> bool:
+def _when(found: tuple[int, str, RunFolder]) -> tuple[int, str]:
+    return found[:2]
+
+
+def is_held(folder: RunFolder) -> bool:
+    """Whether a process, of this service or not, writes to the folder."""
     lock = folder.path / checkpoints.FOLDER / ".lock"
     if not lock.exists():
         return False

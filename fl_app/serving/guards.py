@@ -2,10 +2,12 @@
 
 import asyncio
 import hmac
+import ipaddress
 import json
 import logging
 import time
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 log = logging.getLogger("fl_app.access")
 
+_METHODS = {"GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE"}
 DOCS_FILES = "/docs/files"
 _OPEN = {"/", "/health", "/docs", "/docs/oauth2-redirect", "/openapi.json"}
 """Paths that need no token: the pages say nothing of the runs by themselves."""
@@ -136,7 +139,9 @@ class Guard:
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > self._max_body:
             raise TooLargeError
-        if not self._token or _is_open(scope["path"]):
+        if not self._token:
+            return _from_elsewhere(headers)
+        if _is_open(scope["path"]):
             return None
         given = headers.get(b"authorization", b"")
         if hmac.compare_digest(given, b"Bearer " + self._token):
@@ -173,7 +178,8 @@ class Guard:
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "unknown")
-        self._gauges.requests.labels(scope["method"], route, str(status)).inc()
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        self._gauges.requests.labels(method, route, str(status)).inc()
         self._gauges.seconds.labels(route).observe(seconds)
         client = scope.get("client") or ("", 0)
         line = {
@@ -184,6 +190,33 @@ class Guard:
             "client": client[0],
         }
         log.info(json.dumps(line))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _from_elsewhere(headers: Mapping[bytes, bytes]) -> JSONResponse | None:
+    """Refuse what a page of another site has a browser on this machine send.
+
+    Without a token it is the address alone that says who asks. A name that was made to
+    lead here (DNS rebinding) is no address of this machine's own; and browsers name
+    the site that a request which changes something comes from.
+    """
+    host = headers.get(b"host", b"").decode("latin-1")
+    name = host.rpartition(":")[0] if not host.endswith("]") else host
+    if not is_loopback((name or host).strip("[]")):
+        return _said(421, f"this service is not called {host!r}: use 127.0.0.1")
+    origin = headers.get(b"origin", b"").decode("latin-1")
+    if origin and origin.partition("://")[2] != host:
+        return _said(403, f"a page of {origin!r} may not ask this service")
+    return None
 
 
 def _is_open(path: str) -> bool:

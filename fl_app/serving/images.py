@@ -1,6 +1,7 @@
 """An uploaded image, checked and brought to what a model was trained on."""
 
 import io
+import struct
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,9 @@ _DEEP = {"I;16", "I;16L", "I;16B", "I"}
 _KNOWN = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV"}
 
 
-_SMALL_BYTES, _SMALL_PIXELS = 2**15, 2**16
+_PLAIN_BYTES, _PLAIN_PIXELS = 2**15, 2**14
+_PNG = b"\x89PNG\r\n\x1a\n"
+_IHDR = struct.Struct(">IIBBBBB")
 _UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 """What Pillow raises for files that are no images."""
 
@@ -43,15 +46,23 @@ class Received:
     """In words; empty where it was just as the model wants it."""
 
 
-def is_small(content: bytes) -> bool:
-    """Whether reading or refusing it takes a millisecond at most, and little memory."""
-    if len(content) > _SMALL_BYTES:
+def is_plain(content: bytes) -> bool:
+    """Whether it is a small PNG of nothing but pixels, read in less than 0.5 ms.
+
+    Judged by its parts' names and sizes alone: others may unpack to megabytes.
+    """
+    if len(content) > _PLAIN_BYTES or not content.startswith(_PNG):
         return False
-    try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
-            return opened.width * opened.height <= _SMALL_PIXELS
-    except _UNREADABLE:
-        return True
+    at, parts = len(_PNG), set()
+    while at + 8 <= len(content):
+        size, name = struct.unpack_from(">I4s", content, at)
+        parts.add(name)
+        if name == b"IHDR" and size == _IHDR.size and len(content) >= at + 8 + size:
+            width, height, _, _, _, _, interlaced = _IHDR.unpack_from(content, at + 8)
+            if interlaced or width * height > _PLAIN_PIXELS:
+                return False
+        at += 12 + size
+    return b"IHDR" in parts and parts <= {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
 
 
 def read(content: bytes, info: ModelInfo) -> tuple[Array, Received]:

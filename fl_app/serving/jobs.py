@@ -7,15 +7,19 @@ process goes on, and the files tell where everything stands.
 
 import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import tomlkit
 
 from fl_app import artifacts, environment
 from fl_app.artifacts import RunFolder, write_atomically
@@ -23,6 +27,7 @@ from fl_app.config import ConfigError, RunConfig, is_auto
 from fl_app.data import datasets
 from fl_app.server_app import build_strategy
 from fl_app.serving import request_schema
+from fl_app.serving.catalogue import is_held
 
 FOLDER = ".jobs"
 MAX_QUEUED = 8
@@ -83,6 +88,7 @@ class Jobs:
         self._nodes = nodes or environment.default_nodes()
         self._federation = federation
         self._started: dict[str, subprocess.Popen[bytes]] = {}
+        self._lock = threading.Lock()  # of the jobs' files
 
     def submit(self, given: Options) -> Job:
         """Queue a training.
@@ -93,14 +99,16 @@ class Jobs:
         """
         options, resolved = self._checked(given)
         job = Job(str(options["run-name"]), options, resolved, time.time())
-        if self.find(job.id) is not None:
-            raise ConfigError(f"run-name = {job.id!r} is taken: choose another")
-        if len(self.queued()) >= MAX_QUEUED:
-            raise QueueFullError(
-                f"{MAX_QUEUED} trainings wait already: try again when one is done"
-            )
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._write(job)
+        with self._lock:
+            earlier = self.find(job.id)
+            if earlier is not None and not self._is_over(earlier):
+                raise ConfigError(f"run-name = {job.id!r} is taken: choose another")
+            if len(self.queued()) >= MAX_QUEUED:
+                raise QueueFullError(
+                    f"{MAX_QUEUED} trainings wait already: try again when one is done"
+                )
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._write(job)
         return job
 
     def _checked(self, given: Options) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -152,8 +160,19 @@ class Jobs:
         return [job for job in self.all() if not job.pid and not job.cancelled]
 
     def running(self) -> Job | None:
-        """Return the job that is going on."""
-        return next((job for job in self.all() if self.is_alive(job)), None)
+        """Return the job that is going on, be it without the process that began it."""
+        return next(
+            (
+                job
+                for job in self.all()
+                if self.is_alive(job) or (job.pid and is_held(self.folder_of(job)))
+            ),
+            None,
+        )
+
+    def _is_over(self, job: Job) -> bool:
+        """Whether a job has been, or will never be, carried out."""
+        return bool(job.cancelled or job.pid) and not self.is_alive(job)
 
     def is_alive(self, job: Job) -> bool:
         """Whether a job's process is going on."""
@@ -164,6 +183,10 @@ class Jobs:
 
     def advance(self) -> Job | None:
         """Start the oldest job that waits, if none is going on; return it."""
+        with self._lock:
+            return self._advance()
+
+    def _advance(self) -> Job | None:
         waiting = self.queued()
         if not waiting or self.running() is not None:
             return None
@@ -200,11 +223,16 @@ class Jobs:
 
         A run that is interrupted stops as by Ctrl-C: with its files as they are.
         """
+        with self._lock:
+            return self._stop(self.find(job.id) or job)
+
+    def _stop(self, job: Job) -> bool:
         if not job.pid and not job.cancelled:
             self._write(replace(job, cancelled=True))
             return True
         if not self.is_alive(job):
             return False
+        self._write(replace(job, cancelled=True))
         with contextlib.suppress(ProcessLookupError):
             os.kill(job.pid, signal.SIGINT)
         return True
@@ -243,24 +271,26 @@ def _born(pid: int) -> int:
 
 
 def _toml(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else json.dumps(value)
+    return str(tomlkit.item(value).as_string())
 
 
 def _check_own_options(given: Options, declared: Mapping[str, Any]) -> None:
     """Refuse what is no option of any strategy, though the run's strategy is another.
 
     Raises:
-        ConfigError: there is no such option, or it is no number.
+        ConfigError: there is no such option, or it is no number; or an option's text
+            holds what no file can.
     """
     for name, value in given.items():
+        if isinstance(value, str) and not value.isprintable():
+            raise ConfigError(f"{name} = {value!r} is not allowed: should be text")
         if "." not in name:
             continue
         if name not in declared:
             raise ConfigError(f"option {name} is unknown")
         truth = isinstance(value, bool)
-        if not isinstance(value, int | float) or truth != isinstance(
-            declared[name], bool
-        ):
+        number = isinstance(value, int | float) and math.isfinite(value)
+        if not number or truth != isinstance(declared[name], bool):
             raise ConfigError(
                 f"{name} = {value!r} is not allowed: should be like {declared[name]!r}"
             )

@@ -6,7 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, File, HTTPException, Query, UploadFile
 from starlette.concurrency import run_in_threadpool
 
-from fl_app.artifacts import MODEL, RunFolder
+from fl_app.artifacts import MODEL, RunFolder, read_info
 from fl_app.config import ConfigError
 from fl_app.serving import images
 from fl_app.serving.catalogue import Catalogue
@@ -24,7 +24,7 @@ def router(catalogue: Catalogue, runs: Runs, batcher: Batcher) -> APIRouter:
     @routes.get("/models")
     def list_models() -> list[ModelLine]:
         """All runs whose model can predict, the newest first."""
-        lines = (_line(folder, models) for folder in catalogue.all())
+        lines = map(_line, catalogue.all())
         return [line for line in lines if line is not None]
 
     def loaded(name: str | None) -> Loaded:
@@ -49,7 +49,7 @@ def router(catalogue: Catalogue, runs: Runs, batcher: Batcher) -> APIRouter:
         chosen = await run_in_threadpool(loaded, model)
         content = await file.read()
         try:
-            if images.is_small(content):  # a thread would take longer to ask
+            if images.is_plain(content):  # a thread would take longer to ask
                 levels, received = images.read(content, chosen.info)
             else:
                 async with large:
@@ -73,13 +73,13 @@ def router(catalogue: Catalogue, runs: Runs, batcher: Batcher) -> APIRouter:
     return routes
 
 
-def _line(folder: RunFolder, models: Models) -> ModelLine | None:
+def _line(folder: RunFolder) -> ModelLine | None:
     """Return what a run's model is; None where it has none that can be used."""
     path = folder.path / MODEL
     if not path.is_file():
         return None
     try:
-        info = models.get(path, folder.name).info
+        info = read_info(path)
     except ConfigError:
         return None
     return ModelLine(

@@ -128,6 +128,8 @@ class Reason(BaseModel):
 
 
 REFUSALS: dict[int | str, dict[str, Any]] = {
+    403: {"model": Reason, "description": "A page of another site asks."},
+    421: {"model": Reason, "description": "The service goes by another name."},
     401: {"model": Reason, "description": "No token, or another."},
     404: {"model": Reason, "description": "There is no such run, or it has none."},
     408: {"model": Reason, "description": "The request did not arrive in time."},

@@ -1,19 +1,66 @@
 """Starts the service: which address it may be bound to, and what it prints."""
 
+import asyncio
 import ctypes
-import ipaddress
 import logging
 import os
 import secrets
 
 from rich.console import Console
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from fl_app.config import ConfigError
 from fl_app.serving.app import Settings, create
+from fl_app.serving.guards import is_loopback
 from fl_app.serving.jobs import TOKEN_VARIABLE
 
 _ANY = {"0.0.0.0", "::"}
 _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
+
+
+class Prompt(HttpToolsProtocol):
+    """HTTP over connections that are closed where no request arrives in time.
+
+    Uvicorn waits without end for a connection's first header, or the rest of one, and
+    such connections count among those it takes.
+    """
+
+    seconds = 30.0
+    _patience: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait."""
+        super().connection_made(transport)
+        self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        """Go on waiting until a header is whole."""
+        if self._is_idle() and self._patience is None:
+            self._wait()
+        super().data_received(data)
+        if not self._is_idle():
+            self._cease()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Wait no more."""
+        self._cease()
+        super().connection_lost(exc)
+
+    def _is_idle(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def _wait(self) -> None:
+        self._patience = self.loop.call_later(self.seconds, self._give_up)
+
+    def _cease(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+
+    def _give_up(self) -> None:
+        self._patience = None
+        if self._is_idle():
+            self.transport.close()
 
 
 def check_binding(host: str, token: str) -> None:
@@ -27,16 +74,6 @@ def check_binding(host: str, token: str) -> None:
             f"--host {host} can be reached from other machines: set {TOKEN_VARIABLE} "
             "to a secret that requests must bear, or bind to 127.0.0.1"
         )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def token(console: Console, host: str, port: int, *, make: bool) -> str:
@@ -77,8 +114,10 @@ def serve(settings: Settings, host: str, port: int) -> None:
     if not access.handlers:
         access.addHandler(logging.StreamHandler())
     access.propagate = False
+    Prompt.seconds = settings.request_timeout
     uvicorn.run(
         create(settings),
+        http=Prompt,
         host=host,
         port=port,
         access_log=False,

@@ -68,8 +68,8 @@ class Runs:
         return Found(folder, status, options, job, error)
 
     def _without_folder(self, job: Job) -> Status:
+        if self._jobs.is_alive(job):
+            return Status.RUNNING
         if job.cancelled:
             return Status.STOPPED
-        if not job.pid:
-            return Status.QUEUED
-        return Status.RUNNING if self._jobs.is_alive(job) else Status.FAILED
+        return Status.FAILED if job.pid else Status.QUEUED

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import time
 from collections.abc import AsyncIterator, Mapping
 from typing import Annotated, Any
@@ -116,13 +117,15 @@ async def _events(
     runs: Runs, run: str, after: int, seconds: float
 ) -> AsyncIterator[str]:
     silent = 0.0
+    sent: dict[str, Any] = {}  # the newest row: validation is added to it later
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         found = await run_in_threadpool(runs.named, run)
         over = found.status in _OVER  # asked first: what comes after it is the last
         for row in await run_in_threadpool(found.folder.metrics):
-            if row["round"] > after:
-                after, silent = row["round"], 0.0
+            newer = row["round"] > after
+            if newer or (row["round"] == sent.get("round") and row != sent):
+                after, silent, sent = row["round"], 0.0, row
                 yield _event("round", row, after)
         if over:
             summary = await run_in_threadpool(found.folder.summary)
@@ -137,4 +140,13 @@ async def _events(
 
 def _event(kind: str, data: Any, number: int | None = None) -> str:
     line = "" if number is None else f"id: {number}\n"
-    return f"{line}event: {kind}\ndata: {json.dumps(data)}\n\n"
+    return f"{line}event: {kind}\ndata: {json.dumps(_finite(data))}\n\n"
+
+
+def _finite(data: Any) -> Any:
+    """Return the data with null for what JSON has no number for."""
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, list):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data

@@ -25,12 +25,12 @@ def _batches(context: Context) -> tuple[DataLoader, DataLoader]:
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Train the received model on this client's data."""
+    start = time.monotonic()
     torch.set_num_threads(1)
     model = task.build_model(str(context.run_config["data"]))
     model.load_state_dict(message.content["arrays"].to_torch_state_dict())
     options = context.run_config
     batches, _ = _batches(context)
-    start = time.monotonic()
     loss = task.train(
         model, batches, int(options["local-epochs"]), float(options["learning-rate"])
     )
