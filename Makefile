@@ -30,7 +30,7 @@ test: $(STAMP) ## run all tests
 faults: $(STAMP) ## real nodes that fail, and twenty runs that are killed and resumed (40 minutes)
 	$(BIN)/pytest -m "faults or kills" $(ARGS)
 
-bench: $(STAMP) ## measure against others: make bench ARGS='--data-dir DIR' (half an hour)
+bench: $(STAMP) ## measure against others: make bench ARGS='--data-dir DIR'
 	$(BIN)/python -m benchmarks.bench $(ARGS)
 
 lint: $(STAMP) ## check format, style and types

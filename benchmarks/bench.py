@@ -1,6 +1,6 @@
 """Our app beside the arithmetic alone, a plain Flower app and pfl-research.
 
-    make bench ARGS='--data-dir DIR'          # all of it, half an hour on two cores
+    make bench ARGS='--data-dir DIR'          # all of it
     python benchmarks/bench.py --data-dir DIR --only "1,000 x 50"
 
 DIR holds mnist/ and cifar10/ as Parquet files. Each side of a case runs in processes of
