@@ -55,7 +55,7 @@ def stop(*_):
     folder.write_error(StoppedError("it was stopped by the user"))
     sys.exit(1)
 
-signal.signal(signal.SIGINT, stop)
+signal.signal(signal.SIGTERM, stop)
 with FileLock(folder.path / "checkpoint" / ".lock"):
     for number in range(config.num_server_rounds + 1):
         while not (folder.path.parent / f"go-{{number}}").exists():

@@ -234,7 +234,7 @@ class Jobs:
             return False
         self._write(replace(job, cancelled=True))
         with contextlib.suppress(ProcessLookupError):
-            os.kill(job.pid, signal.SIGINT)
+            os.kill(job.pid, signal.SIGTERM)  # a service in the background ignores INT
         return True
 
     def said(self, job: Job) -> str:
