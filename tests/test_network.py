@@ -121,6 +121,7 @@ def test_killed_and_then_stopped_it_leaves_no_process_and_ends_with_the_same_mod
     assert sha(folder) == sha(run(tmp_path, run_name="here", num_server_rounds=6))
 
 
+@pytest.mark.faults
 def test_a_node_for_each_folder_makes_the_model_of_folders(
     tmp_path: Path, clinics: Path
 ) -> None:

@@ -147,6 +147,7 @@ def test_setup_makes_the_command(tmp_path: Path, monkeypatch: Any) -> None:
 
 
 @pytest.mark.network
+@pytest.mark.faults
 def test_nodes_are_warm_and_end_with_all_they_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
