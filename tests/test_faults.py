@@ -141,6 +141,7 @@ def test_a_run_survives_whatever_its_clients_do(
     }
     plans["liar"][BAD_ROUND] = "hang"
     plans["twister"][BAD_ROUND] = "die"
+    plans["killed"] = {BAD_ROUND: "hang"}  # else it may be done before it is killed
     nodes = {name: site.start(name, plans.get(name)) for name in NAMES}
     site.net.wait_online(site.link, list(nodes.values()))
     options = OPTIONS | {

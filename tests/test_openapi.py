@@ -68,5 +68,5 @@ def test_the_service_keeps_to_its_document(address: str, tmp_path: Path) -> None
 
 @pytest.mark.faults
 def test_ten_thousand_cases(address: str, tmp_path: Path) -> None:
-    cases, _ = ask(address, tmp_path, examples=700)
+    cases, _ = ask(address, tmp_path, examples=850)
     assert cases >= 10_000
