@@ -1,7 +1,7 @@
-"""Our app beside the arithmetic alone, a plain Flower app and pfl-research.
+"""Our app beside its training step alone, a plain Flower app and pfl-research.
 
     make bench ARGS='--data-dir DIR'          # all of it
-    python benchmarks/bench.py --data-dir DIR --only "1,000 x 50"
+    python -m benchmarks.bench --data-dir DIR --only "1,000 x 50"
 
 DIR holds mnist/ and cifar10/ as Parquet files. Each side of a case runs in processes of
 its own, one after the other, turn by turn; a figure is the median of a run's rounds

@@ -1,80 +1,30 @@
 """Peak memory of all processes of a run, for a small and a large cohort.
 
-    .venv/bin/python benchmarks/memory.py --data-dir DIR
+    python -m benchmarks.memory --data-dir DIR
 
 Runs MNIST with `cnn` (1,663,370 parameters) on 200 clients, 10 and then all 200 of them
 in a round, and adds up the proportional set size (shared pages counted once) of every
-process that the run started, the SuperLink too, ten times a second.
+process that the run started, the SuperLink too, twice a second.
 """
 
 import argparse
 import json
-import os
-import signal
-import subprocess
-import sys
 import tempfile
-import threading
-import time
 from pathlib import Path
 
-PROJECT = Path(__file__).parent.parent
-
-
-def pss_bytes(home: str) -> int:
-    """Return the memory of all processes whose Flower home is `home`, in bytes."""
-    total = 0
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if f"FLWR_HOME={home}\0".encode() not in (process / "environ").read_bytes():
-                continue
-            lines = (process / "smaps_rollup").read_text().splitlines()
-        except OSError:
-            continue
-        total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-    return total * 1024
+from benchmarks.sides.flower_run import Home
 
 
 def peak_bytes(fraction: float, data_dir: str, rounds: int) -> int:
     """Run once, in a Flower home of its own; return the peak."""
-    with tempfile.TemporaryDirectory() as home:
+    with tempfile.TemporaryDirectory() as folder, Home(Path(folder)) as home:
         options = (
             f'dataset="mnist" data-dir="{data_dir}" model="cnn" num-clients=200 '
             f"fraction-train={fraction} fraction-evaluate={fraction} local-epochs=1 "
-            f'num-server-rounds={rounds} results-dir="{home}/results"'
+            f'num-server-rounds={rounds} results-dir="{folder}/results"'
         )
-        command = [str(Path(sys.executable).parent / "fl-app"), "run", "-c", options]
-        variables = {**os.environ, "FLWR_HOME": home}
-        run = subprocess.Popen(
-            command, env=variables, cwd=PROJECT, stdout=subprocess.DEVNULL
-        )
-        peak, stop = 0, threading.Event()
-
-        def watch() -> None:
-            nonlocal peak
-            while not stop.wait(0.1):
-                peak = max(peak, pss_bytes(home))
-
-        watcher = threading.Thread(target=watch)
-        watcher.start()
-        status = run.wait()
-        stop.set()
-        watcher.join()
-        _stop_superlink(home)
-        if status != 0:
-            raise SystemExit(f"the run failed with status {status}")
-        return peak
-
-
-def _stop_superlink(home: str) -> None:
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            variables = (process / "environ").read_bytes()
-        except OSError:
-            continue
-        if f"FLWR_HOME={home}\0".encode() in variables:
-            os.kill(int(process.name), signal.SIGTERM)
-    time.sleep(2)
+        home.command("fl-app", "run", "-c", options)
+        return home.peak_bytes
 
 
 def main() -> None:

@@ -213,6 +213,9 @@ def test_only_plain_small_images_are_read_at_once() -> None:
     Image.new("L", (8, 8)).save(file, format="PNG", pnginfo=packed)
     assert len(file.getvalue()) < 2**15
     assert not images.is_plain(file.getvalue())
+    large = encoded(np.zeros((200, 200), np.uint8))
+    longer = large[:8] + b"\0\0\0\x0e" + large[12:29] + b"\0" + large[29:]
+    assert not images.is_plain(longer)  # a header that hides its size
     sound = encoded(np.zeros((8, 8), np.uint8))
     for cut in range(len(sound)):
         images.is_plain(sound[:cut])  # and does not fail

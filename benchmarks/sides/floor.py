@@ -1,4 +1,4 @@
-"""The arithmetic alone: plain loops over tensors in memory, one process a core.
+"""A training step alone: plain loops over tensors in memory, one process a core.
 
     python benchmarks/sides/floor.py --case CASE --output FILE [--naive]
 

@@ -1,6 +1,6 @@
 """Seconds from `flwr run` to the first round trained: digits, the SuperLink up already.
 
-    python benchmarks/sides/startup.py --output FILE
+    python -m benchmarks.sides.startup --output FILE
 
 The first run starts the SuperLink and reads the data; the next ones are counted. The
 round itself is in the figure: 10 clients, three local epochs.

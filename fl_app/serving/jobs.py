@@ -7,7 +7,6 @@ process goes on, and the files tell where everything stands.
 
 import contextlib
 import json
-import math
 import os
 import signal
 import subprocess
@@ -126,7 +125,7 @@ class Jobs:
         if self._data_dir:
             own["data-dir"] = self._data_dir
         declared = environment.default_options(self._project)
-        _check_own_options(given, declared)
+        request_schema.check(given, declared)
         config = RunConfig.from_options(
             {**declared, **given, **own}, datasets.recipe_for
         )
@@ -272,25 +271,3 @@ def _born(pid: int) -> int:
 
 def _toml(value: object) -> str:
     return str(tomlkit.item(value).as_string())
-
-
-def _check_own_options(given: Options, declared: Mapping[str, Any]) -> None:
-    """Refuse what is no option of any strategy, though the run's strategy is another.
-
-    Raises:
-        ConfigError: there is no such option, or it is no number; or an option's text
-            holds what no file can.
-    """
-    for name, value in given.items():
-        if isinstance(value, str) and not value.isprintable():
-            raise ConfigError(f"{name} = {value!r} is not allowed: should be text")
-        if "." not in name:
-            continue
-        if name not in declared:
-            raise ConfigError(f"option {name} is unknown")
-        truth = isinstance(value, bool)
-        number = isinstance(value, int | float) and math.isfinite(value)
-        if not number or truth != isinstance(declared[name], bool):
-            raise ConfigError(
-                f"{name} = {value!r} is not allowed: should be like {declared[name]!r}"
-            )

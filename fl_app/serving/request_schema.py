@@ -1,10 +1,11 @@
 """What `POST /train` takes, as JSON Schema: the options of `RunConfig`, by name."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import strategies
-from fl_app.config import RUN_NAME, RunConfig, is_auto
+from fl_app.config import RUN_NAME, ConfigError, RunConfig, is_auto
 from fl_app.data import datasets, private
 from fl_app.models import MODELS
 
@@ -68,3 +69,31 @@ def _or_auto(name: str, schema: Schema, default: object) -> Schema:
     if default != "auto":
         return schema
     return {"anyOf": [schema, *({"const": word} for word in words)]}
+
+
+def check(given: Mapping[str, Any], declared: Mapping[str, Any]) -> None:
+    """Refuse what `RunConfig` does not look at, or no file can hold.
+
+    It looks at the options of the run's own strategy, not of others.
+
+    Args:
+        given: a request's options.
+        declared: all options with their defaults.
+
+    Raises:
+        ConfigError: there is no such option, or it is no number; or an option's text
+            holds what no file can.
+    """
+    for name, value in given.items():
+        if isinstance(value, str) and not value.isprintable():
+            raise ConfigError(f"{name} = {value!r} is not allowed: should be text")
+        if "." not in name:
+            continue
+        if name not in declared:
+            raise ConfigError(f"option {name} is unknown")
+        truth = isinstance(value, bool)
+        number = isinstance(value, int | float) and math.isfinite(value)
+        if not number or truth != isinstance(declared[name], bool):
+            raise ConfigError(
+                f"{name} = {value!r} is not allowed: should be like {declared[name]!r}"
+            )
