@@ -99,6 +99,10 @@ class RunFolder:
         kept = [_line(row) for row in self.clients() if row["round"] <= last_round]
         self._write_bytes(CLIENTS, "".join(kept).encode())
 
+    def write_flower_run(self, run_id: int) -> None:
+        """Note in config.json by which id Flower knows the run, to stop it by."""
+        self._write_json(CONFIG, (self.config() or {}) | {"flower_run_id": str(run_id)})
+
     def write_metrics(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write metrics.jsonl anew: one line a round, from round 0."""
         text = "".join(map(_line, rows))

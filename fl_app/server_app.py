@@ -69,6 +69,7 @@ def main(grid: Grid, context: Context) -> None:
     check_model(strategy, config, dataset)
     with resuming.opened(config, federation.label_counts) as (folder, checkpoint):
         log.info("Results go to %s", folder.path)
+        folder.write_flower_run(context.run_id)
         if strategy.remembers:
             place, token = client_states.prepare(folder)
             federation.states = ConfigRecord({wire.FOLDER: place, wire.TOKEN: token})

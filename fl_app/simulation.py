@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,13 +37,22 @@ def run(
     """
     resources = {"num-supernodes": num_nodes, **node_resources(num_nodes)}
 
-    def connect() -> "Connection":
-        from fl_app.submission import Connection
-
-        with contextlib.chdir(project):  # where a SuperLink started now will stay
-            return Connection.named(CONNECTION)
-
     command = "fl-app run"
     return running.run(
-        console, connect, project, config, given, resources, command, view
+        console,
+        partial(connect, project),
+        project,
+        config,
+        given,
+        resources,
+        command,
+        view,
     )
+
+
+def connect(project: Path) -> "Connection":
+    """Connect to this machine's SuperLink for simulations; start it if need be."""
+    from fl_app.submission import Connection
+
+    with contextlib.chdir(project):  # where a SuperLink started now will stay
+        return Connection.named(CONNECTION)

@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click import ClickException
 from filelock import FileLock
 from starlette.testclient import TestClient
 
+from fl_app import simulation
 from fl_app.artifacts import RunFolder
 from fl_app.config import ConfigError
 from fl_app.network import free_port
@@ -393,6 +395,71 @@ def test_nothing_begins_beside_a_run_whose_process_is_gone(queue: Jobs) -> None:
     begun = queue.advance()
     assert begun is not None
     assert begun.id == "two"
+
+
+def test_a_run_whose_process_is_gone_is_stopped_in_flower(
+    queue: Jobs, client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[int] = []
+
+    class Connected:
+        def stop(self, run_id: int) -> None:
+            if told == []:
+                told.append(run_id)
+                raise ClickException("no SuperLink")
+            told.append(run_id)
+
+    monkeypatch.setattr(simulation, "connect", lambda project: Connected())
+    job = queue.submit(QUICK | {"run-name": "one"})
+    queue.advance()
+    folder = queue.folder_of(job)
+    until(folder.config)
+    now = until(lambda: queue.find("one"))
+    os.kill(now.pid, signal.SIGKILL)
+    until(lambda: not queue.is_alive(now))
+    assert client.post("/runs/one/stop").status_code == 409  # nobody writes it
+    with FileLock(folder.path / "checkpoint" / ".lock"):
+        assert client.post("/runs/one/stop").status_code == 409  # nor known to Flower
+        folder.write_flower_run(2**64 - 1)
+        answer = client.post("/runs/one/stop")
+        assert (answer.status_code, answer.json()) == (503, {"detail": "no SuperLink"})
+        assert client.post("/runs/one/stop").status_code == 202
+    assert told == [2**64 - 1] * 2
+    assert client.get("/runs/one").json()["status"] == "stopped"
+
+
+def test_trainings_long_over_are_forgotten(
+    queue: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_files, "_REMEMBERED", 2)
+    for name in "abcd":
+        queue.stop(queue.submit(QUICK | {"run-name": name}))
+    queue.submit(QUICK | {"run-name": "waits"})
+    assert [job.id for job in queue.all()] == ["c", "d", "waits"]
+
+
+@pytest.mark.network
+@pytest.mark.faults
+def test_a_real_run_is_stopped_without_the_process_that_began_it(
+    tmp_path: Path,
+) -> None:
+    results, port = tmp_path / "results", free_port()
+    service = serving(results, tmp_path / "flwr", port)
+    try:
+        call(port, "/train", {"run-name": "long", "num-server-rounds": 9999})
+        until(lambda: call(port, "/runs/long")["rounds"] >= 1, 120)
+        job = json.loads((results / job_files.FOLDER / "long.json").read_text())
+        os.kill(job["pid"], signal.SIGKILL)
+        time.sleep(1)
+        assert call(port, "/runs/long")["status"] == "running"
+        call(port, "/runs/long/stop", {})
+        until(lambda: call(port, "/runs/long")["status"] == "stopped", 60)
+    finally:
+        service.kill()
+        service.wait()
+        for pid in processes_of(tmp_path):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 @pytest.mark.parametrize(

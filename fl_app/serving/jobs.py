@@ -16,11 +16,11 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tomlkit
 
-from fl_app import artifacts, environment
+from fl_app import artifacts, environment, simulation
 from fl_app.artifacts import RunFolder, write_atomically
 from fl_app.config import ConfigError, RunConfig, is_auto
 from fl_app.data import datasets
@@ -28,11 +28,15 @@ from fl_app.server_app import build_strategy
 from fl_app.serving import request_schema
 from fl_app.serving.catalogue import is_held
 
+if TYPE_CHECKING:
+    from fl_app.submission import Connection
+
 FOLDER = ".jobs"
 MAX_QUEUED = 8
 TOKEN_VARIABLE = "FL_APP_TOKEN"
 """Environment variable with what requests to the service must bear."""
 _LOG_LINES = 20
+_REMEMBERED = 100  # trainings that are over
 
 Options = Mapping[str, str | int | float | bool]
 
@@ -107,8 +111,17 @@ class Jobs:
                     f"{MAX_QUEUED} trainings wait already: try again when one is done"
                 )
             self._folder.mkdir(parents=True, exist_ok=True)
+            self._forget()
             self._write(job)
         return job
+
+    def _forget(self) -> None:
+        """Remove the files of trainings that are long over; their runs stay."""
+        over = [job for job in self.all() if self._is_over(job)]
+        for job in over[:-_REMEMBERED]:
+            self._started.pop(job.id, None)
+            for kind in ("log", "toml", "json"):
+                (self._folder / f"{job.id}.{kind}").unlink(missing_ok=True)
 
     def _checked(self, given: Options) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the options to start with, run name and all, and all as resolved."""
@@ -220,7 +233,11 @@ class Jobs:
     def stop(self, job: Job) -> bool:
         """Take a job from the queue, or interrupt it; return whether there was need.
 
-        A run that is interrupted stops as by Ctrl-C: with its files as they are.
+        A run that is interrupted stops as by Ctrl-C: with its files as they are. Where
+        its process is gone, Flower is asked to stop it.
+
+        Raises:
+            click.ClickException: Flower's SuperLink cannot be reached.
         """
         with self._lock:
             return self._stop(self.find(job.id) or job)
@@ -229,12 +246,24 @@ class Jobs:
         if not job.pid and not job.cancelled:
             self._write(replace(job, cancelled=True))
             return True
-        if not self.is_alive(job):
+        if self.is_alive(job):
+            self._write(replace(job, cancelled=True))
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(job.pid, signal.SIGTERM)  # INT is ignored in the background
+            return True
+        described = self.folder_of(job).config() or {}
+        if "flower_run_id" not in described or not is_held(self.folder_of(job)):
             return False
+        self._connect().stop(int(described["flower_run_id"]))
         self._write(replace(job, cancelled=True))
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(job.pid, signal.SIGTERM)  # a service in the background ignores INT
         return True
+
+    def _connect(self) -> "Connection":
+        if not self._federation:
+            return simulation.connect(self._project)
+        from fl_app.submission import Connection
+
+        return Connection.named(self._federation)
 
     def said(self, job: Job) -> str:
         """Return the last lines that a job has printed."""

@@ -153,6 +153,9 @@ FULL: dict[int | str, dict[str, Any]] = {
 CONFLICT: dict[int | str, dict[str, Any]] = {
     409: {"model": Reason, "description": "It is not going on."}
 }
+UNREACHABLE: dict[int | str, dict[str, Any]] = {
+    503: {"model": Reason, "description": "Flower's SuperLink does not answer."}
+}
 EVENTS: dict[int | str, dict[str, Any]] = {
     200: {"content": {"text/event-stream": {}}, "description": "Events, one a round."},
     429: {"model": Reason, "description": "As many streams are open as may."},

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from typing import Annotated, Any
 
+from click import ClickException
 from fastapi import APIRouter, Body, Header, HTTPException
 from pydantic import WithJsonSchema
 from starlette.concurrency import run_in_threadpool
@@ -19,6 +20,7 @@ from fl_app.serving.schemas import (
     CONFLICT,
     EVENTS,
     FULL,
+    UNREACHABLE,
     UNUSABLE,
     RunName,
     Started,
@@ -67,12 +69,18 @@ def router(
             raise HTTPException(429, str(error)) from None
         return Started(id=job.id, status=Status.QUEUED)
 
-    @routes.post("/runs/{run}/stop", status_code=202, responses=CONFLICT)
+    @routes.post(
+        "/runs/{run}/stop", status_code=202, responses={**CONFLICT, **UNREACHABLE}
+    )
     def stop(run: RunName) -> Started:
         """Stop a training, or take it from the queue; what it has done is kept."""
         found = runs.named(run)
         over = found.status in _OVER  # its process may take a moment to end
-        if over or found.job is None or not jobs.stop(found.job):
+        try:
+            stopped = not over and found.job is not None and jobs.stop(found.job)
+        except ClickException as error:
+            raise HTTPException(503, error.format_message()) from None
+        if not stopped:
             raise HTTPException(
                 409, f"run {run!r} is {found.status}: there is nothing to stop"
             )
