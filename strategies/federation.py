@@ -23,6 +23,7 @@ T = TypeVar("T")
 
 _PULLED = 4  # replies pulled at once: each may be as large as the model
 _PATIENCE = 0.03  # share of the time waited so far that a reply may lie unnoticed
+_PAUSE = 50  # times what it takes to ask for replies, until they are asked for again
 
 log = logging.getLogger("flwr.fl_app")
 
@@ -285,7 +286,7 @@ class Federation:
                 yield Reply(node, None, "the message was refused by the SuperLink")
         start = time.monotonic()
         while waiting and (passed := time.monotonic() - start) < timeout:
-            found = False
+            found, asked = False, time.monotonic()
             for message in self._ready(list(waiting)):
                 found = True
                 node = waiting.pop(message.metadata.reply_to_message_id)
@@ -294,7 +295,8 @@ class Federation:
                 else:
                     yield Reply(node, message.content)
             if waiting and not found:
-                time.sleep(min(max(0.01, passed * _PATIENCE), 0.2))
+                pause = min(passed * _PATIENCE, (time.monotonic() - asked) * _PAUSE)
+                time.sleep(min(max(0.01, pause), 0.2))
         for node in waiting.values():
             yield Reply(node, None, f"no reply within {timeout:g} seconds")
 
