@@ -13,7 +13,9 @@ from torch import Tensor
 LAYOUT = torch.channels_last
 """How images and models lie in memory: what convolutions are fastest with."""
 
-_NORMALISED_AT_ONCE = 2**24  # values (64 MiB): clients up to that are, unless augmented
+_NORMALISED_AT_ONCE = 2**20
+"""Values of a client (4 MiB) that are normalised before its epochs: what a core's cache
+holds. More of them would be written to memory and fetched again, several times over."""
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 """Changes a float batch (B, C, H, W) in [0, 255], each image by its own draw."""
@@ -64,33 +66,54 @@ class Batches:
         draws: torch.Generator,
         device: torch.device,
     ) -> None:
-        self._images = examples.images
+        images = examples.images
+        self._shape = images.shape[1:]
         self._labels = examples.labels.to(device)
         self._normalise = normalise
         self._augment = augment
         self._draws = draws
         self._device = device
-        small = examples.images.numel() <= _NORMALISED_AT_ONCE
-        self._ready = augment is None and small
+        self._ready = augment is None and images.numel() <= _NORMALISED_AT_ONCE
         if self._ready:
-            self._images = normalise(self._images.to(device, torch.float32))
+            images = normalise(images.to(device, torch.float32))
+        elif augment is None:  # an image a row, its pixels as they lie in LAYOUT
+            images = images.to(device).permute(0, 2, 3, 1).reshape(len(images), -1)
+        self._images = images
 
     def epoch(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield inputs (B, C, H, W) float32 and targets (B,); the last may be fewer."""
         order = torch.randperm(len(self._labels), generator=self._draws)
         labels = self._labels.index_select(0, order.to(self._device))
-        inputs = self._inputs(order, batch_size)
+        if self._ready:
+            inputs = self._of_normalised(order, batch_size)
+        elif self._augment is None:
+            inputs = self._of_rows(order, batch_size)
+        else:
+            inputs = self._augmented(order, batch_size, self._augment)
         yield from zip(inputs, torch.split(labels, batch_size), strict=True)
 
-    def _inputs(self, order: Tensor, batch_size: int) -> Iterator[Tensor]:
-        if self._ready:  # one gather for the epoch; its batches are views
-            images = self._images.index_select(0, order.to(self._device))
-            images = images.contiguous(memory_format=LAYOUT)
-            yield from torch.split(images, batch_size)
-            return
+    def _of_normalised(self, order: Tensor, batch_size: int) -> Iterator[Tensor]:
+        """Yield views of one gather for the whole epoch."""
+        images = self._images.index_select(0, order.to(self._device))
+        images = images.contiguous(memory_format=LAYOUT)
+        yield from torch.split(images, batch_size)
+
+    def _of_rows(self, order: Tensor, batch_size: int) -> Iterator[Tensor]:
+        """Gather, normalise and lay out each batch where it fits the cache."""
+        channels, height, width = self._shape
+        shift, factor = (
+            each.view(-1).repeat(height * width)
+            for each in _affine(self._normalise, self._device)
+        )
+        for chosen in torch.split(order.to(self._device), batch_size):
+            pixels = self._images.index_select(0, chosen).to(torch.float32)
+            pixels.sub_(shift).mul_(factor)
+            yield pixels.view(-1, height, width, channels).permute(0, 3, 1, 2)
+
+    def _augmented(
+        self, order: Tensor, batch_size: int, augment: Augment
+    ) -> Iterator[Tensor]:
         for chosen in torch.split(order, batch_size):
             images = self._images.index_select(0, chosen.to(self._images.device))
-            pixels = images.to(self._device, torch.float32)
-            if self._augment is not None:
-                pixels = self._augment(pixels, self._draws)
+            pixels = augment(images.to(self._device, torch.float32), self._draws)
             yield self._normalise(pixels).contiguous(memory_format=LAYOUT)

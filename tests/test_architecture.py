@@ -57,13 +57,13 @@ APP_LAYERS = [
     {"workspace", "rounds", "client_states"},
     {"client_work", "mods"},
     {"client_app", "server_app", "following", "submission", "certificates"},
-    {"running", "doctor", "serving.jobs"},
+    {"running", "doctor"},
+    {"simulation", "network", "deployment", "reach", "baseline", "describing"},
+    {"serving.jobs"},
     {"serving.states"},
     {"serving.run_routes", "serving.predict_routes", "serving.train_routes"},
     {"serving.app"},
-    {"serving.service"},
-    {"simulation", "network", "deployment", "reach", "baseline", "describing"},
-    {"sweep"},
+    {"serving.service", "sweep"},
     {"cli"},
 ]
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from fl_app import models, task
+from fl_app import batches, models, task
+from fl_app.batches import LAYOUT, Batches
 from fl_app.config import ConfigError
 from fl_app.data.augment import rotate_shift
 from tests.conftest import make_config
@@ -237,3 +238,25 @@ def test_arrays_of_another_model_are_refused(change: Any, said: str) -> None:
     change(arrays)
     with pytest.raises(ValueError, match=said):
         task.set_arrays(model, arrays)
+
+
+@pytest.mark.parametrize("shape", [(3, 9, 7), (1, 8, 8), (60, 1, 1)])
+def test_large_clients_batches_are_those_of_small_ones(
+    shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = examples(25, shape).images
+    data = task.Examples(drawn, torch.arange(25))
+    normalise = task.Normalisation((0.3,) * shape[0], (0.2,) * shape[0])
+
+    def epochs() -> list[torch.Tensor]:
+        draws = torch.Generator().manual_seed(1)
+        made = Batches(data, normalise, None, draws, torch.device("cpu"))
+        return [each for _ in range(2) for batch in made.epoch(8) for each in batch]
+
+    small = epochs()
+    monkeypatch.setattr(batches, "_NORMALISED_AT_ONCE", 0)
+    large = epochs()
+    assert len(small) == 16
+    assert all(torch.equal(a, b) for a, b in zip(small, large, strict=True))
+    assert torch.equal(small[0], normalise(drawn[small[1]].float()))
+    assert all(x.is_contiguous(memory_format=LAYOUT) for x in large[::2])
