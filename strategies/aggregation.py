@@ -47,8 +47,13 @@ def check_update(
     check_weight(weight)
     _check_layout(update, model, dtype=None)
     for name, array in update.items():
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise UpdateError(f"{name!r} holds values that are not finite")
+        if array.dtype.kind == "f":
+            _check_finite(name, array)
+
+
+def _check_finite(name: str, array: _Array) -> None:
+    if not np.isfinite(array).all():
+        raise UpdateError(f"{name!r} holds values that are not finite")
 
 
 def check_weight(weight: object) -> None:
@@ -106,7 +111,8 @@ class ExactSum:
             UpdateError: see `check_update`; or the update is too large to be
                 summed exactly.
         """
-        check_update(update, self._model, weight)
+        check_weight(weight)
+        _check_layout(update, self._model, dtype=None)
         products = {
             name: _product(name, array, weight, self._limit)
             for name, array in update.items()
@@ -172,6 +178,7 @@ def _product(name: str, array: _Array, weight: int, limit: int) -> _Array:
         np.rint(scaled, out=scaled)
         # A float limit is rounded up to 2^k; half of it is surely within the range.
         if scaled.size and not max(-scaled.min(), scaled.max()) <= limit / 2:
+            _check_finite(name, array)
             raise UpdateError(f"{name!r} is {_TOO_LARGE}")
         return scaled.astype(np.int64)
     if array.dtype.kind in "iu":
