@@ -58,7 +58,9 @@ def page(folder: RunFolder, summary: Mapping[str, Any]) -> str:
         last=rows[-1],
         rows=rows,
         figures=_figures(summary, rows),
-        clients=_by_client(clients)[:_MOST_CLIENTS],
+        clients=_by_client(clients, summary.get("client_accuracy") or {})[
+            :_MOST_CLIENTS
+        ],
         num_clients=len({row["client"] for row in clients}),
         failures=failures[:_MOST_FAILURES],
         num_failures=len(failures),
@@ -126,8 +128,15 @@ def _figures(
     ]
 
 
-def _by_client(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return one line a client over all rounds, in order of client."""
+def _by_client(
+    rows: Sequence[Mapping[str, Any]], accuracy: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    """Return one line a client over all rounds, in order of client.
+
+    Args:
+        rows: of clients.jsonl.
+        accuracy: on each client's own validation examples, by id.
+    """
     grouped: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
     for row in rows:
         grouped[row["client"]].append(row)
@@ -144,6 +153,7 @@ def _by_client(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 "failures": len(mine) - len(trained),
                 "train_loss": newest.get("train_loss"),
                 "update_norm": newest.get("update_norm"),
+                "accuracy": accuracy.get(str(client)),
                 "seconds": sum(row.get("seconds", 0.0) for row in trained),
             }
         )

@@ -73,12 +73,13 @@ divided by {{ options.partitioner }}, seed {{ options.seed }}</p>
 {% endif %}
 <div class="wide"><table>
 <tr><th>client</th><th class="text">name</th><th>examples</th><th>rounds</th>
-<th>left out</th><th>last training loss</th><th>last update norm</th>
-<th>seconds</th></tr>
+<th>left out</th><th>validation accuracy</th><th>last training loss</th>
+<th>last update norm</th><th>seconds</th></tr>
 {% for c in clients %}
 <tr><td>{{ c.client }}</td><td class="text">{{ c.name }}</td>
 <td>{{ "" if c.examples is none else c.examples }}</td>
 <td>{{ c.rounds }}</td><td>{{ c.failures }}</td>
+<td>{{ "" if c.accuracy is none else "%.4f" | format(c.accuracy) }}</td>
 <td>{{ "" if c.train_loss is none else "%.4f" | format(c.train_loss) }}</td>
 <td>{{ "" if c.update_norm is none else "%.4g" | format(c.update_norm) }}</td>
 <td>{{ "%.1f" | format(c.seconds) }}</td></tr>

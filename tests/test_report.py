@@ -80,8 +80,10 @@ def test_it_tells_all_and_fetches_nothing(
         "digits, logistic,",
         "Failures",
         "torch",
+        *(f"<td>{each:.4f}</td>" for each in summary["client_accuracy"].values()),
     ):
         assert said in text
+    assert len(summary["client_accuracy"]) > 1
     assert "<b>no</b>" not in text
 
 
