@@ -31,7 +31,7 @@ HERE = Path(__file__).parent
 SIDES = HERE / "sides"
 PFL_PACKAGE = "pfl[pytorch]==0.6.0"
 PFL = Path.home() / ".cache" / "fl-app" / "pfl-0.6.0"  # `flwr run` walks the project
-_REST = ["step", "startup", "flute", "growth"]
+_REST = ["step", "server", "startup", "flute", "growth"]
 NAMES = {
     "floor": "our step alone",
     "naive": "a tutorial's step alone",
@@ -71,6 +71,8 @@ def main() -> None:
             found.setdefault("cases", {}).setdefault(case.name, {}).update(taken)
     if "step" in chosen:
         found["step"] = side("step.py")
+    if "server" in chosen:
+        found["server"] = side("server.py")
     if "startup" in chosen:
         found["startup"] = side("startup.py")
     if "flute" in chosen:
@@ -250,7 +252,7 @@ def show(found: Found) -> None:
                 _shown(peak / 1e9 if peak else None, ".2f"),
             )
         console.print(table)
-    for name in ("step", "startup", "flute", "growth", "cohorts"):
+    for name in ("step", "server", "startup", "flute", "growth", "cohorts"):
         if name in found:
             console.print(name, found[name])
 
