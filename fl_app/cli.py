@@ -11,8 +11,8 @@ import click
 import typer
 from rich.console import Console
 
-from fl_app import environment
-from fl_app.config import ConfigError, RunConfig
+from fl_app import __version__, environment
+from fl_app.config import ConfigError, RunConfig, meant
 from fl_app.environment import SetupError
 
 cli = typer.Typer(
@@ -23,6 +23,22 @@ cli = typer.Typer(
 )
 console = Console()
 _MARKS = {True: ("green", "ok"), False: ("red", "wrong"), None: ("yellow", "note")}
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        console.print(f"fl-app {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@cli.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Take what stands before a subcommand."""
+
 
 RunConfigArguments = Annotated[
     list[str] | None,
@@ -278,7 +294,7 @@ def serve(
     project = environment.find_project()
     environment.setup(project)
     results = project_path(results_dir, "--results-dir")
-    results.mkdir(parents=True, exist_ok=True)
+    service.check(results, data_dir, host, port)
     token = service.token(console, host, port, make=make_token)
     settings = Settings(results, project, data_dir, token, federation)
     service.serve(settings, host, port)
@@ -342,38 +358,19 @@ def resolve(
     except click.ClickException:
         typed = " ".join(arguments or [])
         raise ConfigError(
-            f"--run-config cannot be read: {typed}; values are TOML: "
+            f"-c/--run-config cannot be read: {typed}; values are TOML: "
             'strings in quotes (strategy="fedprox"), true and false in small letters, '
             "each option once"
         ) from None
     except (ValueError, OSError) as error:
-        raise ConfigError(f"--run-config cannot be read: {error}") from None
+        raise ConfigError(f"-c/--run-config cannot be read: {error}") from None
     for key in given:
         if key not in options:
-            raise ConfigError(f"option {key} is unknown{_meant(key, list(options))}")
+            raise ConfigError(f"option {key} is unknown{meant(key, options)}")
     if given.get("resume"):
-        results = str((options | given)["results-dir"])
-        config = resuming.config_of(given, results)
-        seen = resuming.config_of(resuming.given_of(given, options), results)
-        for key, value in config.options().items():
-            if seen.options()[key] != value:
-                raise ConfigError(
-                    f"{key} = {value!r} is the declared value, which a resumed run "
-                    "cannot be put back to: give another"
-                )
-        return config, given
+        return resuming.resolve(given, options), given
     given = {**assumed, **given}
     return RunConfig.from_options(options | given, recipe_for), given
-
-
-def _meant(key: str, known: list[str]) -> str:
-    from difflib import get_close_matches
-
-    inside = [option for option in known if option.endswith(f".{key}")]
-    close = inside or get_close_matches(key, known, n=1)
-    return (
-        f": did you mean {close[0]}?" if close else f"; there are: {', '.join(known)}"
-    )
 
 
 def main() -> None:

@@ -6,8 +6,9 @@ pyproject.toml. Nothing else reads a run's raw options.
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -253,6 +254,17 @@ class RunConfig(BaseModel):
         options = self.options() | {"run-name": "", "results-dir": "-", "resume": ""}
         own = options.pop("strategy-options")
         return options | {f"{self.strategy}.{k}": v for k, v in own.items()}
+
+
+def meant(key: str, known: Iterable[str]) -> str:
+    """Return what may be meant by an option that there is not, as a sentence's end."""
+    names = list(known)
+    spelt = key.replace("_", "-").lower()
+    inside = [name for name in names if name.endswith(f".{spelt}")]
+    close = inside or get_close_matches(spelt, names, n=1)
+    return (
+        f": did you mean {close[0]}?" if close else f"; there are: {', '.join(names)}"
+    )
 
 
 def _one_line(error: ValidationError) -> str:

@@ -67,6 +67,15 @@ class RunView:
             self._show(row)
         self._shown = max(self._shown, len(rows))
 
+    def pass_over(self, rows: list[dict[str, Any]]) -> None:
+        """Say that a run had finished before, and how."""
+        self._console.print(
+            f"{self._name}  finished before  {figures_of(rows[-1])}", soft_wrap=True
+        )
+        if self._task is not None:
+            done = self._before + self._rounds
+            self._progress.update(self._task, completed=done, figures="")
+
     def _show(self, row: dict[str, Any]) -> None:
         figures = figures_of(row)
         if not self._console.is_terminal:

@@ -84,6 +84,28 @@ def config_of(given: Mapping[str, Any], results_dir: str) -> RunConfig:
     return config
 
 
+def resolve(given: Mapping[str, Any], declared: Mapping[str, Any]) -> RunConfig:
+    """Return `config_of`, if Flower can hand the options over.
+
+    Args:
+        given: the options that were given, `resume` among them.
+        declared: all options, with their defaults.
+
+    Raises:
+        ConfigError: see `config_of`; or an option is put back to its declared value.
+    """
+    results = str({**declared, **given}["results-dir"])
+    config = config_of(given, results)
+    seen = config_of(given_of(given, declared), results)
+    for key, value in config.options().items():
+        if seen.options()[key] != value:
+            raise ConfigError(
+                f"{key} = {value!r} is the declared value, which a resumed run "
+                "cannot be put back to: give another"
+            )
+    return config
+
+
 def _same(key: str, recorded: Any, given: Any) -> bool:
     """Whether two values of an option mean the same; paths may be relative."""
     if key in _PATHS and isinstance(recorded, str) and recorded and given:

@@ -187,7 +187,7 @@ def _failure(folder: RunFolder, details: str, again: str) -> str:
     reason = details.removeprefix(_FLOWER_PREFIX)
     if "No heartbeat" in reason:
         reason += ": its server process died or hung (was memory short?)"
-    _leave_error(folder, reason)
+    leave_error(folder, reason)
     trace = first_traceback(folder)
     parts = [f"error: the run failed: {reason}"]
     if trace:
@@ -199,8 +199,8 @@ def _failure(folder: RunFolder, details: str, again: str) -> str:
     return "\n".join(parts)
 
 
-def _leave_error(folder: RunFolder, reason: str) -> None:
-    """Wait for the run's own process to end; write error.json if it did not.
+def leave_error(folder: RunFolder, reason: str) -> None:
+    """Wait for the run's own process to end; write error.json if that did not.
 
     Not into a folder that another run holds or has finished.
     """

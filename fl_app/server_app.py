@@ -1,11 +1,9 @@
 """The server's side of a run: options -> data -> model -> strategy -> artifacts."""
 
 import logging
-import threading
 import time
 from collections.abc import Mapping
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,8 +49,6 @@ def main(grid: Grid, context: Context) -> None:
 
     start = time.monotonic()
     processes.end_with_parent()
-    # While Ray starts the nodes there is time for the import that takes longest.
-    threading.Thread(target=import_module, args=("torch",), daemon=True).start()
     config = read_config(context.run_config)
     artifacts.usable_results_dir(config)
     tracking.check(config)

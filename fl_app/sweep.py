@@ -24,7 +24,7 @@ from fl_app import (
     simulation,
 )
 from fl_app.artifacts import RunFolder
-from fl_app.config import ConfigError, RunConfig
+from fl_app.config import ConfigError, RunConfig, meant
 from fl_app.data.datasets import recipe_for
 from fl_app.environment import check_nodes, default_options, find_project
 from fl_app.following import RunView
@@ -62,14 +62,15 @@ def parse(
     for argument in arguments or []:
         if rest := _PAIR.sub("", argument).strip():
             raise ConfigError(
-                f"--run-config cannot be read: {rest!r} is no key=value or key=[a,b]"
+                f"-c/--run-config cannot be read: {rest!r} is no key=value, "
+                "nor key=[a,b]"
             )
         for key, text in _PAIR.findall(argument):
             try:
                 value = tomllib.loads(f"value = {text}")["value"]
             except tomllib.TOMLDecodeError:
                 raise ConfigError(
-                    f"--run-config cannot be read: {key}={text}; values are TOML: "
+                    f"-c/--run-config cannot be read: {key}={text}; values are TOML: "
                     'strings in quotes, also in lists: strategy=["fedavg","fedprox"]'
                 ) from None
             if key in single or key in lists:
@@ -100,7 +101,7 @@ def grid(arguments: Sequence[str] | None, name: str) -> list[Cell]:
     single, lists = parse(arguments)
     for key in [*single, *lists]:
         if key not in declared:
-            raise ConfigError(f"option {key} is unknown")
+            raise ConfigError(f"option {key} is unknown{meant(key, declared)}")
     if single.get("resume"):
         raise ConfigError("a sweep continues by itself: leave resume out")
     if not lists:
@@ -158,7 +159,7 @@ def run(
         for cell in cells:
             view.next_run(cell.config.run_name, cell.config.num_server_rounds)
             if cell.folder.summary() is not None:
-                view.show(cell.folder.metrics())
+                view.pass_over(cell.folder.metrics())
                 continue
             failure = _run(console, view, cell, nodes)
             if failure is not None:

@@ -34,9 +34,9 @@ def test_nohup_is_respected() -> None:
 def test_an_error_is_left_where_the_run_could_not(tmp_path: Path) -> None:
     folder = RunFolder.create(make_config(results_dir=str(tmp_path), run_name="run"))
     with resuming.held(folder):
-        running._leave_error(folder, "killed")  # another process goes on with it
+        running.leave_error(folder, "killed")  # another process goes on with it
     assert folder.error() is None
-    running._leave_error(folder, "killed")
+    running.leave_error(folder, "killed")
     error = folder.error()
     assert error is not None
     assert error["message"] == "killed"
@@ -45,7 +45,7 @@ def test_an_error_is_left_where_the_run_could_not(tmp_path: Path) -> None:
 def test_a_finished_run_is_given_no_error(tmp_path: Path) -> None:
     folder = RunFolder.create(make_config(results_dir=str(tmp_path), run_name="run"))
     folder.write_summary({"rounds": 1})
-    running._leave_error(folder, "killed")
+    running.leave_error(folder, "killed")
     assert folder.error() is None
 
 

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -25,7 +26,7 @@ from fl_app.artifacts import RunFolder
 from fl_app.config import ConfigError
 from fl_app.network import free_port
 from fl_app.serving import jobs as job_files
-from fl_app.serving import train_routes
+from fl_app.serving import service, train_routes
 from fl_app.serving.app import Settings, create
 from fl_app.serving.jobs import MAX_QUEUED, Jobs, QueueFullError
 from tests.conftest import PROJECT
@@ -160,7 +161,9 @@ def test_the_queue_is_bounded(queue: Jobs) -> None:
         ({"data-dir": "/etc"}, "data-dir cannot be set"),
         ({"initial-model": "x"}, "initial-model cannot be set"),
         ({"test-path": "x"}, "test-path cannot be set"),
-        ({"resume": "x"}, "resume cannot be set"),
+        ({"resume": "x"}, "there is no such run$"),
+        ({"resume": "../x"}, "not the name of a run"),
+        ({"regime": "central"}, "regime cannot be set"),
         ({"dataset": "/etc"}, "dataset must be one of"),
         ({"dataset": "owner/name"}, "dataset must be one of"),
         ({"run-name": "../x"}, "run-name = '../x' is not allowed"),
@@ -236,8 +239,10 @@ def test_a_training_that_is_stopped(queue: Jobs, client: TestClient) -> None:
     until(lambda: client.get("/runs/one").json()["status"] == "running")
     assert client.get("/runs/two").json()["status"] == "queued"
     assert client.post("/runs/two/stop").json()["status"] == "stopped"
-    assert client.post("/runs/one/stop").status_code == 202
-    until(lambda: client.get("/runs/one").json()["status"] != "running")
+    stopping = client.post("/runs/one/stop")
+    assert stopping.status_code == 202
+    assert stopping.json()["status"] in ("stopping", "stopped")
+    until(lambda: client.get("/runs/one").json()["status"] != "stopping")
     assert client.get("/runs/one").json()["status"] == "stopped"
     again = client.post("/runs/one/stop")
     assert again.status_code == 409
@@ -250,7 +255,7 @@ def test_a_training_that_fails_says_why(client: TestClient) -> None:
     told = until(
         lambda: (r := client.get("/runs/bad").json())["status"] == "failed" and r
     )
-    assert "error: unlucky" in told["error"]["message"]
+    assert told["error"]["message"] == "unlucky"
     assert events(client.get("/runs/bad/events").text)[-1][1]["status"] == "failed"
 
 
@@ -424,8 +429,76 @@ def test_a_run_whose_process_is_gone_is_stopped_in_flower(
         answer = client.post("/runs/one/stop")
         assert (answer.status_code, answer.json()) == (503, {"detail": "no SuperLink"})
         assert client.post("/runs/one/stop").status_code == 202
+        assert client.get("/runs/one").json()["status"] == "stopping"
+        assert client.post("/runs/one/stop").status_code == 202  # and not told twice
     assert told == [2**64 - 1] * 2
+    error = until(folder.error)
+    assert error["type"] == "StoppedError"
     assert client.get("/runs/one").json()["status"] == "stopped"
+
+
+def test_a_run_that_was_stopped_goes_on(queue: Jobs, client: TestClient) -> None:
+    client.post("/train", json=QUICK | {"run-name": "one"})
+    until(RunFolder(queue._results / "one").config)
+    client.post("/train", json=QUICK | {"run-name": "between"})
+    refused = client.post("/train", json={"resume": "one"})
+    assert refused.status_code == 422
+    assert "going on" in refused.json()["detail"]
+    client.post("/runs/one/stop")
+    until(lambda: client.get("/runs/one").json()["status"] == "stopped")
+    for odd, said in (
+        ({"resume": "../one"}, "not the name"),
+        ({"resume": "two"}, "no such run"),
+        ({"resume": "one", "seed": 5}, "seed"),
+        ({"resume": "one", "data-dir": "/"}, "data-dir"),
+    ):
+        answer = client.post("/train", json=odd)
+        assert answer.status_code == 422
+        assert said in answer.json()["detail"]
+    answer = client.post("/train", json={"resume": "one", "num-server-rounds": 5})
+    assert answer.json() == {"id": "one", "status": "queued"}
+    assert client.get("/runs").json()[0]["id"] == "one"
+    assert client.get("/runs/one").json()["status"] == "queued"
+    job = queue.find("one")
+    assert job is not None
+    assert job.options["resume"] == "one"
+    assert job.resolved["num-server-rounds"] == 5
+    assert client.post("/runs/one/stop").json()["status"] == "stopped"
+
+
+def test_lists_are_in_order_of_time(queue: Jobs, client: TestClient) -> None:
+    client.post("/train", json={"seed": 13, "run-name": "first"})
+    until(lambda: client.get("/runs/first").json()["status"] == "failed")
+    client.post("/train", json=QUICK | {"run-name": "second"})
+    until(lambda: client.get("/runs/second").json()["status"] == "running")
+    for name in ("third", "fourth"):
+        client.post("/train", json=QUICK | {"run-name": name})
+    ids = [line["id"] for line in client.get("/runs").json()]
+    assert ids == ["fourth", "third", "second", "first"]
+
+
+def test_what_is_most_often_forgotten_is_said(client: TestClient) -> None:
+    answer = client.post("/train", content='{"seed": 1}')
+    assert answer.status_code == 422
+    assert "Content-Type: application/json" in answer.json()["detail"]
+    answer = client.post("/train", json={"num_clients": 3})
+    assert answer.json()["detail"].endswith("did you mean num-clients?")
+
+
+@pytest.mark.parametrize("wrong", ["/dev/null/runs", "/proc"])
+def test_a_service_does_not_begin_without_a_folder(wrong: str) -> None:
+    with pytest.raises(ConfigError, match="results-dir"):
+        service.check(Path(wrong), "", "127.0.0.1", free_port())
+
+
+def test_a_service_does_not_begin_on_a_port_that_is_taken(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no folder"):
+        service.check(tmp_path, str(tmp_path / "no"), "127.0.0.1", free_port())
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match="--port"):
+            service.check(tmp_path, "", "127.0.0.1", port)
+    service.check(tmp_path, str(tmp_path), "127.0.0.1", free_port())
 
 
 def test_trainings_long_over_are_forgotten(
@@ -452,8 +525,14 @@ def test_a_real_run_is_stopped_without_the_process_that_began_it(
         os.kill(job["pid"], signal.SIGKILL)
         time.sleep(1)
         assert call(port, "/runs/long")["status"] == "running"
-        call(port, "/runs/long/stop", {})
+        assert call(port, "/runs/long/stop", {})["status"] == "stopping"
         until(lambda: call(port, "/runs/long")["status"] == "stopped", 60)
+        told = until(lambda: (r := call(port, "/runs/long"))["error"] and r, 60)
+        assert told["error"]["type"] == "StoppedError"
+        more = told["rounds"] + 2
+        call(port, "/train", {"resume": "long", "num-server-rounds": more})
+        until(lambda: call(port, "/runs/long")["status"] == "finished", 120)
+        assert call(port, "/runs/long")["summary"]["rounds"] == more
     finally:
         service.kill()
         service.wait()

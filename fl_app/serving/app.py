@@ -3,12 +3,15 @@
 import asyncio
 import contextlib
 import logging
+import threading
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastapi import Depends, FastAPI, Response
-from fastapi.responses import HTMLResponse
+from fastapi import Depends, FastAPI, Request, Response
+from fastapi.exception_handlers import request_validation_exception_handler
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -24,7 +27,7 @@ from fl_app.serving import (
 )
 from fl_app.serving.catalogue import Catalogue
 from fl_app.serving.guards import DOCS_FILES, Gauges, Guard
-from fl_app.serving.jobs import Jobs
+from fl_app.serving.jobs import Job, Jobs
 from fl_app.serving.predictor import Batcher
 from fl_app.serving.schemas import REFUSALS, Choices, Health
 from fl_app.serving.states import Runs
@@ -58,8 +61,14 @@ class Settings:
     """Seconds after which a stream of events is closed."""
 
 
-def create(settings: Settings) -> FastAPI:
-    """Return the service."""
+def create(settings: Settings, ending: threading.Event | None = None) -> FastAPI:
+    """Return the service.
+
+    Args:
+        settings: how it is run.
+        ending: set when it is to end, so that streams of events do not hold it up.
+    """
+    ending = ending or threading.Event()
     catalogue = Catalogue(settings.results)
     gauges = Gauges()
     batcher = Batcher(gauges.batches.observe)
@@ -82,9 +91,16 @@ def create(settings: Settings) -> FastAPI:
             yield
             queue.cancel()
         batcher.close()
+        going_on = await run_in_threadpool(jobs.running)
+        if going_on is not None:
+            log.warning(
+                "training %s goes on; a service started again shows, and stops, it",
+                going_on.id,
+            )
 
     app = FastAPIOffline(  # /docs without a network
         title="fl-app",
+        description="Trains federations, follows their runs, asks their models.",
         redoc_url=None,
         static_url=DOCS_FILES,
         lifespan=lifespan,
@@ -99,6 +115,17 @@ def create(settings: Settings) -> FastAPI:
         max_body=images.MAX_BYTES + _FORM,
         timeout=settings.request_timeout,
     )
+
+    @app.exception_handler(RequestValidationError)
+    async def explain(request: Request, error: RequestValidationError) -> Response:
+        """Add what is most often forgotten."""
+        kind = request.headers.get("content-type", "")
+        if request.url.path == "/train" and "json" not in kind:
+            said = (
+                "the options are JSON: send the header Content-Type: application/json"
+            )
+            return JSONResponse({"detail": said}, 422)
+        return await request_validation_exception_handler(request, error)
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     def page() -> HTMLResponse:
@@ -124,7 +151,7 @@ def create(settings: Settings) -> FastAPI:
         return Response(figures, media_type=CONTENT_TYPE_LATEST)
 
     for routes in (
-        train_routes.router(runs, jobs, described, settings.stream_seconds),
+        train_routes.router(runs, jobs, described, settings.stream_seconds, ending),
         run_routes.router(runs),
         predict_routes.router(catalogue, runs, batcher),
     ):
@@ -134,9 +161,16 @@ def create(settings: Settings) -> FastAPI:
 
 async def _advance(jobs: Jobs) -> None:
     """Start trainings, one after the other, for as long as the service runs."""
+    begun: Job | None = None
     while True:
         try:
-            await run_in_threadpool(jobs.advance)
+            if begun is not None and not jobs.is_alive(begun):
+                log.info("training %s has ended", begun.id)
+                begun = None
+            started = await run_in_threadpool(jobs.advance)
+            if started is not None:
+                begun = started
+                log.info("training %s begins", begun.id)
         except OSError:
             log.exception("A training could not be started")
         await asyncio.sleep(_QUEUE_SECONDS)

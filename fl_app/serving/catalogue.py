@@ -20,6 +20,7 @@ class Status(StrEnum):
 
     QUEUED = "queued"
     RUNNING = "running"
+    STOPPING = "stopping"
     FINISHED = "finished"
     FAILED = "failed"
     STOPPED = "stopped"
@@ -33,13 +34,17 @@ class Catalogue:
 
     def all(self) -> list[RunFolder]:
         """Return all runs, the newest first."""
+        return [folder for _, folder in self.dated()]
+
+    def dated(self) -> list[tuple[float, RunFolder]]:
+        """Return all runs and when they began, in seconds since 1970; newest first."""
         found = []
         for path in self._results.glob("*/config.json"):
             folder = self.find(path.parent.name)
             with contextlib.suppress(OSError):  # it was removed just now
                 if folder is not None:
-                    found.append((path.stat().st_mtime_ns, folder.name, folder))
-        return [folder for _, _, folder in sorted(found, key=_when, reverse=True)]
+                    found.append((path.stat().st_mtime, folder))
+        return sorted(found, key=lambda pair: (pair[0], pair[1].name), reverse=True)
 
     def find(self, name: str) -> RunFolder | None:
         """Return the run of that name; None where there is none, or none of ours."""
@@ -70,10 +75,6 @@ def status_of(folder: RunFolder) -> Status:
     error = folder.error()
     stopped = error is None or error.get("type") == StoppedError.__name__
     return Status.STOPPED if stopped else Status.FAILED
-
-
-def _when(found: tuple[int, str, RunFolder]) -> tuple[int, str]:
-    return found[:2]
 
 
 def is_held(folder: RunFolder) -> bool:

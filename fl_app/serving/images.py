@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from fl_app.artifacts import ModelInfo
 
@@ -26,7 +26,7 @@ _KNOWN = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HS
 _PLAIN_BYTES, _PLAIN_PIXELS = 2**15, 2**14
 _PNG = b"\x89PNG\r\n\x1a\n"
 _IHDR = struct.Struct(">IIBBBBB")
-_UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+_UNREADABLE = (OSError, ValueError, SyntaxError)
 """What Pillow raises for files that are no images."""
 
 
@@ -94,10 +94,17 @@ def read(content: bytes, info: ModelInfo) -> tuple[Array, Received]:
             return _levels(opened, info, Received(kind, mode, width, height, []))
     except ImageError:
         raise
-    except _UNREADABLE as error:
-        known = ", ".join(FORMATS)
+    except Image.DecompressionBombError:
         raise ImageError(
-            f"the file is no image that can be read ({error}): send one of {known}"
+            f"the image is too large: at most {MAX_SIDE} pixels on a side and "
+            f"{MAX_PIXELS} in all"
+        ) from None
+    except _UNREADABLE as error:
+        unknown = isinstance(error, UnidentifiedImageError)
+        why = "it is none, or of another kind" if unknown else str(error)
+        raise ImageError(
+            f"the file is no image that can be read ({why}): send one of "
+            + ", ".join(FORMATS)
         ) from None
 
 

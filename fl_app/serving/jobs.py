@@ -8,6 +8,7 @@ process goes on, and the files tell where everything stands.
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,13 +21,13 @@ from typing import TYPE_CHECKING, Any
 
 import tomlkit
 
-from fl_app import artifacts, environment, simulation
+from fl_app import artifacts, environment, resuming, running, simulation
 from fl_app.artifacts import RunFolder, write_atomically
-from fl_app.config import ConfigError, RunConfig, is_auto
+from fl_app.config import RUN_NAME, ConfigError, RunConfig, is_auto
 from fl_app.data import datasets
 from fl_app.server_app import build_strategy
 from fl_app.serving import request_schema
-from fl_app.serving.catalogue import is_held
+from fl_app.serving.catalogue import Catalogue, is_held
 
 if TYPE_CHECKING:
     from fl_app.submission import Connection
@@ -36,6 +37,7 @@ MAX_QUEUED = 8
 TOKEN_VARIABLE = "FL_APP_TOKEN"
 """Environment variable with what requests to the service must bear."""
 _LOG_LINES = 20
+_ERROR = "error: "  # as `fl-app run` begins the line that says why it ends
 _REMEMBERED = 100  # trainings that are over
 
 Options = Mapping[str, str | int | float | bool]
@@ -101,11 +103,12 @@ class Jobs:
             QueueFullError: too many wait.
         """
         options, resolved = self._checked(given)
-        job = Job(str(options["run-name"]), options, resolved, time.time())
+        job = Job(str(resolved["run-name"]), options, resolved, time.time())
         with self._lock:
             earlier = self.find(job.id)
             if earlier is not None and not self._is_over(earlier):
-                raise ConfigError(f"run-name = {job.id!r} is taken: choose another")
+                what = "still going on" if given.get("resume") else "taken"
+                raise ConfigError(f"run {job.id!r} is {what}: choose another name")
             if len(self.queued()) >= MAX_QUEUED:
                 raise QueueFullError(
                     f"{MAX_QUEUED} trainings wait already: try again when one is done"
@@ -134,11 +137,13 @@ class Jobs:
         if str(given.get("dataset", "digits")) not in named:
             known = ", ".join(named)
             raise ConfigError(f"over HTTP, dataset must be one of: {known}")
-        own: dict[str, Any] = {"results-dir": str(self._results)}
-        if self._data_dir:
-            own["data-dir"] = self._data_dir
         declared = environment.default_options(self._project)
         request_schema.check(given, declared)
+        own: dict[str, Any] = {"results-dir": str(self._results)}
+        if given.get("resume"):
+            return self._resumed({**given, **own}, declared)
+        if self._data_dir:
+            own["data-dir"] = self._data_dir
         config = RunConfig.from_options(
             {**declared, **given, **own}, datasets.recipe_for
         )
@@ -150,6 +155,22 @@ class Jobs:
         kept = {k: v for k, v in given.items() if not is_auto(k, v)}
         called = {"run-name": name}
         return {**kept, **own, **called}, {**config.options(), **called}
+
+    def _resumed(
+        self, given: dict[str, Any], declared: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return likewise for a run that goes on."""
+        name = str(given["resume"])
+        if not re.fullmatch(RUN_NAME, name):
+            raise ConfigError(f"resume = {name!r} is not the name of a run")
+        if Catalogue(self._results).find(name) is None:
+            raise ConfigError(f"resume = {name!r}: there is no such run")
+        config = resuming.resolve(given, declared)
+        if config.regime != "federated":
+            raise ConfigError(f"resume = {name!r}: the run is no federation")
+        if is_held(RunFolder(self._results / name)):
+            raise ConfigError(f"resume = {name!r}: the run is still going on")
+        return given, config.options() | {"run-name": name}
 
     def all(self) -> list[Job]:
         """Return all jobs, the oldest first."""
@@ -246,16 +267,22 @@ class Jobs:
         if not job.pid and not job.cancelled:
             self._write(replace(job, cancelled=True))
             return True
-        if self.is_alive(job):
+        alive, folder = self.is_alive(job), self.folder_of(job)
+        if job.cancelled and (alive or is_held(folder)):
+            return True  # it has been told, and is ending
+        if alive:
             self._write(replace(job, cancelled=True))
             with contextlib.suppress(ProcessLookupError):
                 os.kill(job.pid, signal.SIGTERM)  # INT is ignored in the background
             return True
-        described = self.folder_of(job).config() or {}
-        if "flower_run_id" not in described or not is_held(self.folder_of(job)):
+        described = folder.config() or {}
+        if "flower_run_id" not in described or not is_held(folder):
             return False
         self._connect().stop(int(described["flower_run_id"]))
         self._write(replace(job, cancelled=True))
+        threading.Thread(
+            target=running.leave_error, args=(folder, running.STOPPED), daemon=True
+        ).start()
         return True
 
     def _connect(self) -> "Connection":
@@ -266,12 +293,17 @@ class Jobs:
         return Connection.named(self._federation)
 
     def said(self, job: Job) -> str:
-        """Return the last lines that a job has printed."""
+        """Return why a job ended without a run, or else the last it printed."""
         try:
             text = (self._folder / f"{job.id}.log").read_text(errors="replace")
         except OSError:
             return ""
-        return "\n".join(text.strip().splitlines()[-_LOG_LINES:])
+        lines = text.strip().splitlines()
+        errors = [at for at, line in enumerate(lines) if line.startswith(_ERROR)]
+        if errors:
+            lines = lines[errors[-1] :]
+            lines[0] = lines[0].removeprefix(_ERROR)
+        return "\n".join(lines[-_LOG_LINES:])
 
     def folder_of(self, job: Job) -> RunFolder:
         """Return the run's folder, there or not yet."""

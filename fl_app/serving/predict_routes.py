@@ -17,7 +17,7 @@ from fl_app.serving.states import Runs
 
 def router(catalogue: Catalogue, runs: Runs, batcher: Batcher) -> APIRouter:
     """Return the routes /models and /predict."""
-    routes = APIRouter()
+    routes = APIRouter(tags=["predict"])
     models = Models()
     large = asyncio.Lock()  # a picture takes up to 120 MB: one at a time
 
@@ -28,11 +28,12 @@ def router(catalogue: Catalogue, runs: Runs, batcher: Batcher) -> APIRouter:
         return [line for line in lines if line is not None]
 
     def loaded(name: str | None) -> Loaded:
-        folder = runs.named(name).folder if name else catalogue.newest_model()
+        found = runs.named(name) if name else None
+        folder = found.folder if found else catalogue.newest_model()
         if folder is None:
             raise HTTPException(404, "no run has a model yet: train one first")
-        if not (folder.path / MODEL).is_file():
-            raise HTTPException(404, f"run {folder.name!r} has no model yet")
+        if found and not (folder.path / MODEL).is_file():
+            raise HTTPException(404, found.lacks("model"))
         try:
             return models.get(folder.path / MODEL, folder.name)
         except ConfigError as error:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import strategies
-from fl_app.config import RUN_NAME, ConfigError, RunConfig, is_auto
+from fl_app.config import RUN_NAME, ConfigError, RunConfig, is_auto, meant
 from fl_app.data import datasets, private
 from fl_app.models import MODELS
 
@@ -14,7 +14,6 @@ FORBIDDEN = (
     "data-dir",
     "test-path",
     "initial-model",
-    "resume",
     "regime",
 )
 """Options that a request may not set: what they name lies on the service's disk."""
@@ -48,7 +47,7 @@ def of_options(declared: Mapping[str, Any], *, real_nodes: bool) -> Schema:
         schema.pop("title", None)
         if name in choices:
             schema = {"type": "string", "enum": choices[name]}
-        if name == "run-name":
+        if name in ("run-name", "resume"):
             schema["pattern"] = RUN_NAME
         properties[name] = _or_auto(name, schema, default) | {"default": default}
     return {
@@ -85,12 +84,12 @@ def check(given: Mapping[str, Any], declared: Mapping[str, Any]) -> None:
             holds what no file can.
     """
     for name, value in given.items():
+        if name not in declared:
+            raise ConfigError(f"option {name} is unknown{meant(name, declared)}")
         if isinstance(value, str) and not value.isprintable():
             raise ConfigError(f"{name} = {value!r} is not allowed: should be text")
         if "." not in name:
             continue
-        if name not in declared:
-            raise ConfigError(f"option {name} is unknown")
         truth = isinstance(value, bool)
         number = isinstance(value, int | float) and math.isfinite(value)
         if not number or truth != isinstance(declared[name], bool):

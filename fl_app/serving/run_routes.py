@@ -5,14 +5,14 @@ from typing import Any
 from fastapi import APIRouter, HTTPException
 from fastapi.responses import FileResponse
 
-from fl_app.artifacts import CURVES, REPORT, RunFolder
+from fl_app.artifacts import CURVES, REPORT
 from fl_app.serving.schemas import RunDetail, RunLine, RunName
 from fl_app.serving.states import Found, Runs
 
 
 def router(found: Runs) -> APIRouter:
     """Return the routes under /runs."""
-    routes = APIRouter()
+    routes = APIRouter(tags=["runs"])
 
     @routes.get("/runs")
     def runs() -> list[RunLine]:
@@ -34,20 +34,20 @@ def router(found: Runs) -> APIRouter:
     @routes.get("/runs/{run}/curves.png", response_class=FileResponse)
     def curves(run: RunName) -> FileResponse:
         """The picture of a run's accuracy and loss."""
-        return _file_of(found.named(run).folder, CURVES, "image/png")
+        return _file_of(found.named(run), CURVES, "image/png")
 
     @routes.get("/runs/{run}/report", response_class=FileResponse)
     def report(run: RunName) -> FileResponse:
         """A finished run on one page."""
-        return _file_of(found.named(run).folder, REPORT, "text/html")
+        return _file_of(found.named(run), REPORT, "text/html")
 
     return routes
 
 
-def _file_of(folder: RunFolder, name: str, kind: str) -> FileResponse:
-    path = folder.path / name
+def _file_of(found: Found, name: str, kind: str) -> FileResponse:
+    path = found.folder.path / name
     if not path.is_file():
-        raise HTTPException(404, f"run {folder.name!r} has no {name} yet")
+        raise HTTPException(404, found.lacks(name))
     return FileResponse(path, media_type=kind)
 
 
@@ -59,5 +59,6 @@ def _line(found: Found) -> dict[str, Any]:
         "status": found.status,
         "rounds": rows[-1]["round"] if rows else 0,
         "test_accuracy": measured[-1] if measured else None,
+        "regime": found.options.get("regime", "federated"),
         **{k: found.options[k] for k in ("dataset", "model", "strategy", "seed")},
     }

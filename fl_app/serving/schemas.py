@@ -55,6 +55,8 @@ class RunLine(BaseModel):
     dataset: str
     model: str
     strategy: str
+    regime: str
+    """`federated`; or a baseline: `central`, `local-only`."""
     seed: int
     rounds: int
     """Done so far."""

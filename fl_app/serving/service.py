@@ -1,15 +1,22 @@
 """Starts the service: which address it may be bound to, and what it prints."""
 
 import asyncio
+import contextlib
 import ctypes
 import logging
 import os
 import secrets
+import socket
+import tempfile
+import threading
+from pathlib import Path
+from types import FrameType
 
+import uvicorn
 from rich.console import Console
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from fl_app.config import ConfigError
+from fl_app.config import ConfigError, project_path
 from fl_app.serving.app import Settings, create
 from fl_app.serving.guards import is_loopback
 from fl_app.serving.jobs import TOKEN_VARIABLE
@@ -99,24 +106,62 @@ def token(console: Console, host: str, port: int, *, make: bool) -> str:
     return made
 
 
+def check(results: Path, data_dir: str, host: str, port: int) -> None:
+    """Check what the service is to work with, before it says that it is there.
+
+    Raises:
+        ConfigError: a folder cannot be used, or the port is taken.
+    """
+    try:
+        results.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=results):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"--results-dir {results} cannot be written ({error.strerror}): give a "
+            "folder that can"
+        ) from None
+    if data_dir and not project_path(data_dir, "--data-dir").is_dir():
+        raise ConfigError(f"--data-dir {data_dir} is no folder")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as tried:
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            tried.bind((host, port))
+        except OSError as error:
+            raise ConfigError(
+                f"{host}:{port} cannot be bound to ({error.strerror}): give another "
+                "--port, or --host"
+            ) from None
+
+
+class _Server(uvicorn.Server):
+    """Says at once, and not when all requests are answered, that it ends."""
+
+    ending = threading.Event()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to end."""
+        self.ending.set()
+        super().handle_exit(sig, frame)
+
+
 def serve(settings: Settings, host: str, port: int) -> None:
     """Serve until interrupted.
 
     Raises:
         ConfigError: see `check_binding`.
     """
-    import uvicorn
-
     check_binding(host, settings.token)
     _return_freed_memory()
-    access = logging.getLogger("fl_app.access")
-    access.setLevel(logging.INFO)
-    if not access.handlers:
-        access.addHandler(logging.StreamHandler())
-    access.propagate = False
+    said = logging.getLogger("fl_app")
+    said.setLevel(logging.INFO)
+    if not said.handlers:
+        said.addHandler(logging.StreamHandler())
+    said.propagate = False
     Prompt.seconds = settings.request_timeout
-    uvicorn.run(
-        create(settings),
+    config = uvicorn.Config(
+        create(settings, _Server.ending),
         http=Prompt,
         host=host,
         port=port,
@@ -125,6 +170,11 @@ def serve(settings: Settings, host: str, port: int) -> None:
         limit_concurrency=200,
         timeout_graceful_shutdown=5,
     )
+    server = _Server(config)
+    with contextlib.suppress(KeyboardInterrupt):  # raised again once all is closed
+        server.run()
+    if not server.started:
+        raise SystemExit(3)  # it has said why
 
 
 def _return_freed_memory() -> None:

@@ -9,6 +9,8 @@ from fl_app.artifacts import RunFolder
 from fl_app.serving.catalogue import Catalogue, Status, status_of
 from fl_app.serving.jobs import Job, Jobs
 
+OVER = {Status.FINISHED, Status.FAILED, Status.STOPPED}
+
 
 @dataclass(frozen=True)
 class Found:
@@ -22,6 +24,13 @@ class Found:
     error: dict[str, Any] | None
     """Why it ended without a result."""
 
+    def lacks(self, what: str) -> str:
+        """Return the sentence that the run has no such file, or not yet."""
+        over = self.status in OVER
+        return f"run {self.folder.name!r} is {self.status}: it has no {what}" + (
+            "" if over else " yet"
+        )
+
 
 class Runs:
     """All runs of a results folder, those that wait too."""
@@ -31,15 +40,21 @@ class Runs:
         self._jobs = jobs
 
     def all(self) -> list[Found]:
-        """Return all runs, the newest first."""
+        """Return all runs: those that wait, then the others, the newest first."""
         jobs = {job.id: job for job in self._jobs.all()}
-        folders = self._catalogue.all()
-        begun = [self._found(folder, jobs.pop(folder.name, None)) for folder in folders]
-        waiting = [
-            self._found(self._jobs.folder_of(job), job)
-            for job in reversed(list(jobs.values()))
+        dated = [
+            (when, self._found(folder, jobs.pop(folder.name, None)))
+            for when, folder in self._catalogue.dated()
         ]
-        return waiting + begun
+        dated += [(0.0, self._found(self._jobs.folder_of(j), j)) for j in jobs.values()]
+
+        def newest(pair: tuple[float, Found]) -> tuple[bool, float]:
+            when, one = pair
+            waits = one.status is Status.QUEUED
+            asked = one.job.created if one.job and (waits or not when) else when
+            return waits, asked
+
+        return [one for _, one in sorted(dated, key=newest, reverse=True)]
 
     def named(self, name: str) -> Found:
         """Return a run; answers 404 where there is none of that name."""
@@ -54,10 +69,13 @@ class Runs:
     def _found(self, folder: RunFolder, job: Job | None) -> Found:
         config = folder.config()
         error = folder.error()
-        if config is not None:
-            status = status_of(folder)
-            options = config["options"]
-            if status is not Status.FINISHED and job and self._jobs.is_alive(job):
+        if job is not None and not job.pid and not job.cancelled:
+            status, options = Status.QUEUED, job.resolved
+        elif config is not None:
+            status, options = status_of(folder), config["options"]
+            alive = job is not None and self._jobs.is_alive(job)
+            again = job is not None and "resume" in job.options
+            if alive and (again or status is not Status.FINISHED):
                 status = Status.RUNNING  # it is beginning, or about to end
         else:
             assert job is not None
@@ -65,6 +83,8 @@ class Runs:
             if status is Status.FAILED:
                 said = self._jobs.said(job) or "the run ended before it began"
                 error = {"type": "Failure", "message": said}
+        if status is Status.RUNNING and job and job.cancelled:
+            status = Status.STOPPING
         return Found(folder, status, options, job, error)
 
     def _without_folder(self, job: Job) -> Status:
@@ -72,4 +92,4 @@ class Runs:
             return Status.RUNNING
         if job.cancelled:
             return Status.STOPPED
-        return Status.FAILED if job.pid else Status.QUEUED
+        return Status.FAILED

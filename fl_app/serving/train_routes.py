@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+import threading
 import time
 from collections.abc import AsyncIterator, Mapping
 from typing import Annotated, Any
@@ -25,18 +26,21 @@ from fl_app.serving.schemas import (
     RunName,
     Started,
 )
-from fl_app.serving.states import Runs
+from fl_app.serving.states import OVER, Runs
 
 _PERIOD_SECONDS = 0.3
 _BEAT_SECONDS = 15.0
 _MAX_STREAMS = 32
-_OVER = {Status.FINISHED, Status.FAILED, Status.STOPPED}
 
 _EXAMPLES = [{"dataset": "digits", "num-server-rounds": 3, "strategy": "fedprox"}]
 
 
 def router(
-    runs: Runs, jobs: Jobs, described: Mapping[str, Any], stream_seconds: float
+    runs: Runs,
+    jobs: Jobs,
+    described: Mapping[str, Any],
+    stream_seconds: float,
+    ending: threading.Event,
 ) -> APIRouter:
     """Return the routes that train.
 
@@ -45,8 +49,9 @@ def router(
         jobs: takes new ones.
         described: schema of a training's options.
         stream_seconds: after so many, a stream of events is closed.
+        ending: set when the service ends: streams are closed then.
     """
-    routes = APIRouter()
+    routes = APIRouter(tags=["train"])
     streams: set[object] = set()
 
     @routes.post("/train", status_code=202, responses={**UNUSABLE, **FULL})
@@ -59,7 +64,8 @@ def router(
     ) -> Started:
         """Queue a training; without options, the default one.
 
-        One trains at a time. It goes on should the service end.
+        One trains at a time. It goes on should the service end. `resume` takes the name
+        of a run that has ended early, or that is to have more `num-server-rounds`.
         """
         try:
             job = jobs.submit(options or {})
@@ -73,9 +79,12 @@ def router(
         "/runs/{run}/stop", status_code=202, responses={**CONFLICT, **UNREACHABLE}
     )
     def stop(run: RunName) -> Started:
-        """Stop a training, or take it from the queue; what it has done is kept."""
+        """Stop a training, or take it from the queue; what it has done is kept.
+
+        It is `stopping` for some seconds; a run that is at its end may finish first.
+        """
         found = runs.named(run)
-        over = found.status in _OVER  # its process may take a moment to end
+        over = found.status in OVER  # its process may take a moment to end
         try:
             stopped = not over and found.job is not None and jobs.stop(found.job)
         except ClickException as error:
@@ -94,6 +103,7 @@ def router(
     ) -> StreamingResponse:
         """Each round's figures as they come, as server-sent events; then `end`.
 
+        A round comes again, under the same id, once the clients have validated it.
         A browser's `EventSource` that was cut off goes on where it was, as it does when
         the service closes a stream that has been open for long.
         """
@@ -107,7 +117,7 @@ def router(
             mark = object()
             streams.add(mark)  # not before: what is never begun is never ended
             try:
-                async for event in _events(runs, run, after, stream_seconds):
+                async for event in _events(runs, run, after, stream_seconds, ending):
                     yield event
             finally:
                 streams.discard(mark)
@@ -122,14 +132,14 @@ def router(
 
 
 async def _events(
-    runs: Runs, run: str, after: int, seconds: float
+    runs: Runs, run: str, after: int, seconds: float, ending: threading.Event
 ) -> AsyncIterator[str]:
     silent = 0.0
     sent: dict[str, Any] = {}  # the newest row: validation is added to it later
     end = time.monotonic() + seconds
-    while time.monotonic() < end:
+    while time.monotonic() < end and not ending.is_set():
         found = await run_in_threadpool(runs.named, run)
-        over = found.status in _OVER  # asked first: what comes after it is the last
+        over = found.status in OVER  # asked first: what comes after it is the last
         for row in await run_in_threadpool(found.folder.metrics):
             newer = row["round"] > after
             if newer or (row["round"] == sent.get("round") and row != sent):
