@@ -21,6 +21,13 @@ def draw(found: Mapping[str, Any], names: Mapping[str, str]) -> bytes:
     left.set_yticks([row + 0.4 - height / 2 for row in range(len(cases))], list(cases))
     left.invert_yaxis()
     left.set_xscale("log")
+    longest = max(
+        (s["seconds"] for sides in cases.values() for s in sides.values()), default=1
+    )
+    ticks = [t for t in (0.5, 1, 2, 5, 10, 20, 50, 100) if t <= longest]
+    left.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    left.minorticks_off()
+    left.set_xlim(0.5, 1.6 * longest)  # and room for the last figure
     left.set_xlabel("seconds of a round")
     left.legend(fontsize=8)
     grown = list(found.get("growth", {}).values())
@@ -35,6 +42,6 @@ def draw(found: Mapping[str, Any], names: Mapping[str, str]) -> bytes:
         memory.plot(
             clients, [e["peak_bytes"] / 1e9 for e in grown], "s--", color="grey"
         )
-        memory.set_ylim(bottom=0)
+        memory.set_ylim(0, 1.2 * max(e["peak_bytes"] / 1e9 for e in grown))
         memory.set_ylabel("peak memory of all processes, GB (dashed)")
     return plots.to_png(figure)

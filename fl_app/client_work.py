@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import strategies
 from fl_app.client_states import ClientStates
@@ -15,6 +15,9 @@ from strategies.algorithm import Algorithm
 from strategies.interfaces import Memory, Term
 from strategies.randomness import keyed_seed
 from strategies.wire import Arrays
+
+if TYPE_CHECKING:
+    from fl_app import task
 
 Row = dict[str, float]
 
@@ -90,6 +93,18 @@ class ClientWork:
         """What updates are differences to."""
         self._strategy = strategies.load(space.config.strategy)
         self._memories = memories or Memories()
+        self._start: task.Snapshot | None = None
+
+    def _begin(self) -> "task.Snapshot":
+        """Put the received model into the resident one."""
+        from fl_app import task
+
+        if self._start is None:
+            task.set_arrays(self.space.model, self.received)
+            self._start = task.Snapshot(self.space.model)
+        else:
+            self._start.restore()
+        return self._start
 
     @property
     def summed(self) -> Arrays:
@@ -109,7 +124,7 @@ class ClientWork:
         examples = examples_of(space, space.partition.split(client)[1])
         if len(examples) == 0:
             return []
-        task.set_arrays(space.model, self.received)
+        self._begin()
         if self._strategy.client_model is not Algorithm.client_model:
             self._strategy.client_model(space.model, self._memories.of(client))
         result = task.evaluate(
@@ -146,7 +161,7 @@ class ClientWork:
         name = space.dataset.augmentation if config.augment else None
         augment = AUGMENTATIONS[name] if name else None
         memory = self._memories.of(client)
-        task.set_arrays(space.model, self.received)
+        model = self._begin()
         self._strategy.client_model(space.model, memory)
 
         options = task.TrainOptions.of_round(config, self.round)
@@ -172,7 +187,7 @@ class ClientWork:
         )
         strategy = self._strategy
         metrics = strategy.client_train(space.model, training, self.options, memory)
-        local = task.get_arrays(space.model)
+        local = model.arrays()
         local = aggregation.to_moments(local) if self.pooled else local
         update = aggregation.subtract(local, self.base)
         update = strategy.client_update(update, metrics, self.options, memory)

@@ -27,6 +27,7 @@ __all__ = [
     "Evaluation",
     "Examples",
     "Normalisation",
+    "Snapshot",
     "Term",
     "TrainOptions",
     "evaluate",
@@ -146,7 +147,8 @@ def train(
     stepped = term if term and term.implicit and options.optimizer == "sgd" else None
     added = None if stepped else term
     loss_and_gradient = gradients.backpropagation(model, options.precision)
-    model.train()
+    if not model.training:
+        model.train()
     seen = taken = 0
     with _seeded(seed, device) as draws:
         batches = Batches(examples, normalise, augment, draws, device)
@@ -236,10 +238,11 @@ def evaluate(
 
 def get_arrays(model: nn.Module) -> dict[str, np.ndarray[Any, Any]]:
     """Return the model's state (parameters and buffers) as new arrays, by name."""
-    return {
-        name: tensor.detach().cpu().numpy().copy()
-        for name, tensor in model.state_dict().items()
-    }
+    return _arrays(model.state_dict())
+
+
+def _arrays(state: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray[Any, Any]]:
+    return {name: t.detach().cpu().numpy().copy() for name, t in state.items()}
 
 
 def set_arrays(model: nn.Module, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
@@ -261,6 +264,28 @@ def set_arrays(model: nn.Module, arrays: Mapping[str, np.ndarray[Any, Any]]) -> 
                     f"{tensor.dtype} {tuple(tensor.shape)}"
                 )
             tensor.copy_(source)
+
+
+class Snapshot:
+    """A model's state as it is now, to go back to before each client trains.
+
+    The model's tensors are looked up once: for clients of a few examples that takes as
+    long as a step. It holds while they are changed in place, as training does.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._state = dict(model.state_dict())
+        self._tensors = list(self._state.values())
+        self._kept = [tensor.clone() for tensor in self._tensors]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put the model back."""
+        torch._foreach_copy_(self._tensors, self._kept)
+
+    def arrays(self) -> dict[str, np.ndarray[Any, Any]]:
+        """Return the model's present state; see `get_arrays`."""
+        return _arrays(self._state)
 
 
 def place(model: nn.Module) -> nn.Module:

@@ -31,7 +31,10 @@ def test_nohup_is_respected() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-def test_an_error_is_left_where_the_run_could_not(tmp_path: Path) -> None:
+def test_an_error_is_left_where_the_run_could_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "_STOP_SECONDS", 0.3)
     folder = RunFolder.create(make_config(results_dir=str(tmp_path), run_name="run"))
     with resuming.held(folder):
         running.leave_error(folder, "killed")  # another process goes on with it

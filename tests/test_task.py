@@ -260,3 +260,20 @@ def test_large_clients_batches_are_those_of_small_ones(
     assert all(torch.equal(a, b) for a, b in zip(small, large, strict=True))
     assert torch.equal(small[0], normalise(drawn[small[1]].float()))
     assert all(x.is_contiguous(memory_format=LAYOUT) for x in large[::2])
+
+
+def test_a_snapshot_brings_the_model_back() -> None:
+    model = task.place(models.build("improved-cnn", (1, 8, 8), 10, seed=0))
+    before = task.get_arrays(model)
+    kept = task.Snapshot(model)
+    train(model, examples(24))
+    after = kept.arrays()
+    assert after.keys() == before.keys() == task.get_arrays(model).keys()
+    for name, array in task.get_arrays(model).items():
+        assert np.array_equal(after[name], array)
+        assert not np.array_equal(after[name], before[name])
+    kept.restore()
+    for name, array in task.get_arrays(model).items():
+        assert np.array_equal(array, before[name])
+    assert model[0].weight.is_contiguous(memory_format=LAYOUT)
+    assert not any(np.array_equal(after[name], before[name]) for name in before)
