@@ -17,7 +17,7 @@ from benchmarks.sides.flower_run import Home
 
 def peak_bytes(fraction: float, data_dir: str, rounds: int) -> int:
     """Run once, in a Flower home of its own; return the peak."""
-    with tempfile.TemporaryDirectory() as folder, Home(Path(folder)) as home:
+    with tempfile.TemporaryDirectory() as folder, Home(Path(folder), 0.5) as home:
         options = (
             f'dataset="mnist" data-dir="{data_dir}" model="cnn" num-clients=200 '
             f"fraction-train={fraction} fraction-evaluate={fraction} local-epochs=1 "

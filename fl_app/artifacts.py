@@ -293,9 +293,7 @@ def usable_results_dir(config: RunConfig) -> Path:
     """
     results = project_path(config.results_dir, "results-dir")
     try:
-        results.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=results):
-            pass
+        make_writable(results)
     except OSError as error:
         raise ConfigError(
             f"results-dir = {config.results_dir!r} cannot be written ({error}): give "
@@ -305,6 +303,13 @@ def usable_results_dir(config: RunConfig) -> Path:
     if taken and (results / config.run_name).exists():
         raise ConfigError(_taken(results / config.run_name))
     return results
+
+
+def make_writable(folder: Path) -> None:
+    """Make a folder, if need be. Raises: OSError: it takes no files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
 
 
 def unused_name(config: RunConfig) -> str:

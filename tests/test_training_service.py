@@ -458,7 +458,8 @@ def test_a_run_that_was_stopped_goes_on(queue: Jobs, client: TestClient) -> None
     answer = client.post("/train", json={"resume": "one", "num-server-rounds": 5})
     assert answer.json() == {"id": "one", "status": "queued"}
     assert client.get("/runs").json()[0]["id"] == "one"
-    assert client.get("/runs/one").json()["status"] == "queued"
+    told = client.get("/runs/one").json()
+    assert (told["status"], told["error"]) == ("queued", None)
     job = queue.find("one")
     assert job is not None
     assert job.options["resume"] == "one"

@@ -7,7 +7,6 @@ import logging
 import os
 import secrets
 import socket
-import tempfile
 import threading
 from pathlib import Path
 from types import FrameType
@@ -16,6 +15,7 @@ import uvicorn
 from rich.console import Console
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from fl_app import artifacts
 from fl_app.config import ConfigError, project_path
 from fl_app.serving.app import Settings, create
 from fl_app.serving.guards import is_loopback
@@ -113,9 +113,7 @@ def check(results: Path, data_dir: str, host: str, port: int) -> None:
         ConfigError: a folder cannot be used, or the port is taken.
     """
     try:
-        results.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=results):
-            pass
+        artifacts.make_writable(results)
     except OSError as error:
         raise ConfigError(
             f"--results-dir {results} cannot be written ({error.strerror}): give a "
@@ -138,11 +136,13 @@ def check(results: Path, data_dir: str, host: str, port: int) -> None:
 class _Server(uvicorn.Server):
     """Says at once, and not when all requests are answered, that it ends."""
 
-    ending = threading.Event()
+    def __init__(self, config: uvicorn.Config, ending: threading.Event) -> None:
+        super().__init__(config)
+        self._ending = ending
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to end."""
-        self.ending.set()
+        self._ending.set()
         super().handle_exit(sig, frame)
 
 
@@ -160,8 +160,9 @@ def serve(settings: Settings, host: str, port: int) -> None:
         said.addHandler(logging.StreamHandler())
     said.propagate = False
     Prompt.seconds = settings.request_timeout
+    ending = threading.Event()
     config = uvicorn.Config(
-        create(settings, _Server.ending),
+        create(settings, ending),
         http=Prompt,
         host=host,
         port=port,
@@ -170,7 +171,7 @@ def serve(settings: Settings, host: str, port: int) -> None:
         limit_concurrency=200,
         timeout_graceful_shutdown=5,
     )
-    server = _Server(config)
+    server = _Server(config, ending)
     with contextlib.suppress(KeyboardInterrupt):  # raised again once all is closed
         server.run()
     if not server.started:

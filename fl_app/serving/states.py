@@ -46,13 +46,14 @@ class Runs:
             (when, self._found(folder, jobs.pop(folder.name, None)))
             for when, folder in self._catalogue.dated()
         ]
-        dated += [(0.0, self._found(self._jobs.folder_of(j), j)) for j in jobs.values()]
+        for job in jobs.values():
+            dated.append((job.created, self._found(self._jobs.folder_of(job), job)))
 
         def newest(pair: tuple[float, Found]) -> tuple[bool, float]:
-            when, one = pair
-            waits = one.status is Status.QUEUED
-            asked = one.job.created if one.job and (waits or not when) else when
-            return waits, asked
+            begun, one = pair
+            if one.job is not None and one.status is Status.QUEUED:
+                return True, one.job.created  # a run that is to go on began long ago
+            return False, begun
 
         return [one for _, one in sorted(dated, key=newest, reverse=True)]
 
@@ -85,6 +86,8 @@ class Runs:
                 error = {"type": "Failure", "message": said}
         if status is Status.RUNNING and job and job.cancelled:
             status = Status.STOPPING
+        if status not in OVER:
+            error = None  # why a run that goes on had ended before
         return Found(folder, status, options, job, error)
 
     def _without_folder(self, job: Job) -> Status:
