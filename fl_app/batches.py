@@ -80,6 +80,11 @@ class Batches:
             images = images.to(device).permute(0, 2, 3, 1).reshape(len(images), -1)
         self._images = images
 
+    def epochs(self, number: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the batches of so many epochs; see `epoch`."""
+        for _ in range(number):
+            yield from self.epoch(batch_size)
+
     def epoch(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield inputs (B, C, H, W) float32 and targets (B,); the last may be fewer."""
         order = torch.randperm(len(self._labels), generator=self._draws)

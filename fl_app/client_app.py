@@ -110,20 +110,19 @@ def _train_and_validate(message: Message, context: Context, deadline: float) -> 
     not_validated: list[Failure] = []
     updates: dict[int, Arrays] = {}
     single = len(train_ids) == 1 or bool(task.get(wire.SINGLE_UPDATES, 0))
-    for client in sorted({*train_ids, *evaluate_ids}):
-        if client in evaluate_ids:
-            with _guarded(client, not_validated):
-                validated += work.validate(client)
-        if client in train_ids:
-            with _guarded(client, failed):
-                update, row = work.train(client, epochs=epochs.get(client))
-                if single:
-                    examples = int(row[wire.NUM_EXAMPLES])
-                    aggregation.check_update(update, work.summed, examples)
-                    updates[client] = update
-                else:
-                    total.add(update, int(row[wire.NUM_EXAMPLES]))
-                trained.append(row)
+    for client in sorted(evaluate_ids):
+        with _guarded(client, not_validated):
+            validated += work.validate(client)
+    for client, result in work.train_each(sorted(train_ids), epochs):
+        with _guarded(client, failed):
+            update, row = result()
+            if single:
+                examples = int(row[wire.NUM_EXAMPLES])
+                aggregation.check_update(update, work.summed, examples)
+                updates[client] = update
+            else:
+                total.add(update, int(row[wire.NUM_EXAMPLES]))
+            trained.append(row)
 
     reply = RecordDict()
     for client, update in updates.items():

@@ -1,7 +1,7 @@
 """One round's work on single clients."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil
@@ -17,9 +17,14 @@ from strategies.randomness import keyed_seed
 from strategies.wire import Arrays
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from fl_app import task
+    from fl_app.together import Train
 
 Row = dict[str, float]
+Trained = tuple[Arrays, Row]
+"""A client's update and its metrics."""
 
 
 class Memories:
@@ -141,13 +146,54 @@ class ClientWork:
         }
         return [row]
 
+    def train_each(
+        self, clients: Sequence[int], epochs: Mapping[int, int]
+    ) -> Iterator[tuple[int, Callable[[], Trained]]]:
+        """Yield each client, and what returns or raises what `train` does of it.
+
+        Args:
+            clients: their ids.
+            epochs: of those that manage fewer than all, how many.
+        """
+        at_once = self.space.config.clients_together
+        for first in range(0, len(clients), at_once):
+            group = clients[first : first + at_once]
+            works = [partial(self.train, c, epochs=epochs.get(c)) for c in group]
+            results = self._together(works) if len(group) > 1 else works
+            yield from zip(group, results, strict=True)
+
+    def _together(
+        self, works: Sequence[Callable[..., Trained]]
+    ) -> list[Callable[[], Trained]]:
+        """Do the works, training at once; return what gives the results.
+
+        Each client's `seconds` are its share of the time that all took.
+        """
+        from fl_app import together
+
+        start = time.monotonic()
+        self._begin()
+        number, models = len(works), self.space.copies
+        models += together.copies(self.space.model, number - len(models))
+        outcomes = together.run(models[:number], self.space.model, works)
+        share = {wire.SECONDS: (time.monotonic() - start) / number}
+        return [partial(_result, outcome, share) for outcome in outcomes]
+
     def train(
-        self, client: int, *, epochs: int | None = None, steps: int | None = None
-    ) -> tuple[Arrays, Row]:
+        self,
+        client: int,
+        model: "nn.Module | None" = None,
+        trained: "Train | None" = None,
+        *,
+        epochs: int | None = None,
+        steps: int | None = None,
+    ) -> Trained:
         """Return the client's update and its metrics.
 
         Args:
             client: its id.
+            model: what it trains, as it was received; None for the node's.
+            trained: what trains that; None for `task.train`.
             epochs: how many it manages; None for all local epochs.
             steps: how many steps it takes, in place of epochs.
         """
@@ -161,8 +207,12 @@ class ClientWork:
         name = space.dataset.augmentation if config.augment else None
         augment = AUGMENTATIONS[name] if name else None
         memory = self._memories.of(client)
-        model = self._begin()
-        self._strategy.client_model(space.model, memory)
+        if model is None:
+            local_arrays = self._begin().arrays
+            model = space.model
+        else:
+            local_arrays = partial(task.get_arrays, model)
+        self._strategy.client_model(model, memory)
 
         options = task.TrainOptions.of_round(config, self.round)
         an_epoch = ceil(len(examples) / options.batch_size)
@@ -174,8 +224,8 @@ class ClientWork:
 
         training = _Training(
             partial(
-                task.train,
-                *(space.model, examples, options, space.normalise),
+                trained or task.train,
+                *(model, examples, options, space.normalise),
                 seed=keyed_seed(config.seed, "train", round=self.round, client=client),
                 augment=augment,
                 deadline=self.deadline,
@@ -186,8 +236,8 @@ class ClientWork:
             options.momentum if options.optimizer == "sgd" else 0.0,
         )
         strategy = self._strategy
-        metrics = strategy.client_train(space.model, training, self.options, memory)
-        local = model.arrays()
+        metrics = strategy.client_train(model, training, self.options, memory)
+        local = local_arrays()
         local = aggregation.to_moments(local) if self.pooled else local
         update = aggregation.subtract(local, self.base)
         update = strategy.client_update(update, metrics, self.options, memory)
@@ -200,3 +250,10 @@ class ClientWork:
             wire.SECONDS: time.monotonic() - start,
         }
         return update, row | metrics
+
+
+def _result(outcome: Trained | Exception, more: Row) -> Trained:
+    if isinstance(outcome, Exception):
+        raise outcome
+    update, row = outcome
+    return update, row | more

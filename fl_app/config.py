@@ -134,6 +134,7 @@ class RunConfig(BaseModel):
     weight_decay: float = Field(ge=0, allow_inf_nan=False)
     max_gradient_norm: float = Field(ge=0, allow_inf_nan=False)
     precision: Literal["float32", "bfloat16"]
+    clients_together: int = Field(ge=1, le=1024)
     num_threads: int = Field(ge=1, le=1024)
 
     seed: int = Field(ge=0, lt=2**53)  # what JSON holds exactly

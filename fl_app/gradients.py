@@ -25,12 +25,12 @@ def backpropagation(model: nn.Module, precision: str) -> Backpropagation:
 def automatic(model: nn.Module, precision: str) -> Backpropagation:
     """Return automatic differentiation, in bfloat16 where autocast sees fit."""
     parameters = list(model.parameters())
-    arithmetic = _arithmetic(precision, parameters[0].device)
+    chosen = arithmetic(precision, parameters[0].device)
 
     def run(inputs: Tensor, targets: Tensor) -> Tensor:
         for parameter in parameters:
             parameter.grad = None
-        with arithmetic:
+        with chosen:
             loss = F.cross_entropy(model(inputs), targets)
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
@@ -38,7 +38,8 @@ def automatic(model: nn.Module, precision: str) -> Backpropagation:
     return run
 
 
-def _arithmetic(precision: str, device: torch.device) -> AbstractContextManager[object]:
+def arithmetic(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    """Return the context in which losses of that precision are computed."""
     if precision == "bfloat16":
         return torch.autocast(device.type, torch.bfloat16)
     return nullcontext()

@@ -21,15 +21,19 @@ def sgd(
     momentum: float,
     weight_decay: float,
     max_gradient_norm: float = 0.0,
+    kept: list[Tensor] | None = None,
 ) -> Step:
     """Return a step of stochastic gradient descent with (heavy-ball) momentum.
 
     The gradient g of all parameters together is scaled down to `max_gradient_norm` if
     it is longer (Pascanu et al. 2013, arXiv:1211.5063); 0 leaves it as it is. Then
     v <- momentum * v + (g + weight_decay * w), with v = g at first; w <- w - lr * v.
+    Into `kept` go the tensors that the step keeps, each like its parameter.
     """
     moving = list(parameters)
     velocities = [torch.empty_like(p) for p in moving] if momentum else []
+    if kept is not None:
+        kept += velocities
     first = True
 
     def step() -> None:
@@ -59,14 +63,17 @@ def adam(
     learning_rate: float,
     weight_decay: float,
     max_gradient_norm: float = 0.0,
+    kept: list[Tensor] | None = None,
 ) -> Step:
     """Return a step of Adam (Kingma and Ba 2015, arXiv:1412.6980), usual constants.
 
-    The gradient is scaled down first, as in `sgd`.
+    The gradient is scaled down first, and `kept` is given, as in `sgd`.
     """
     moving = list(parameters)
     first = [torch.zeros_like(p) for p in moving]
     second = [torch.zeros_like(p) for p in moving]
+    if kept is not None:
+        kept += first + second
     counts = [torch.zeros((), device=p.device) for p in moving]
 
     def step() -> None:

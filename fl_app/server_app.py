@@ -199,14 +199,25 @@ def training_set(
 
 
 def check_model(strategy: FedAvg, config: RunConfig, dataset: "Dataset") -> None:
-    """Raises: ConfigError: the strategy is not for this model."""
+    """Raises: ConfigError: the strategy, or another option, is not for this model."""
     from fl_app import models
 
     shape, num_classes = dataset.input_shape, len(dataset.class_names)
+    model = models.build(config.model, shape, num_classes, seed=0)
     try:
-        strategy.check_model(models.build(config.model, shape, num_classes, seed=0))
+        strategy.check_model(model)
     except ValueError as error:
         raise ConfigError(f"model = {config.model!r}: {error}") from None
+    if config.clients_together > 1:
+        from fl_app import together
+
+        try:
+            together.check(model)
+        except ValueError as error:
+            raise ConfigError(
+                f"model = {config.model!r} cannot be trained for several clients at "
+                f"once: {error}; set clients-together = 1"
+            ) from None
 
 
 def build_strategy(config: RunConfig) -> FedAvg:

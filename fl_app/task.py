@@ -38,6 +38,8 @@ __all__ = [
 ]
 
 
+TIME_IS_UP = "the round's time was up before training ended"
+
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
@@ -142,7 +144,7 @@ def train(
     """
     device = next(model.parameters()).device
     parameters = [p for p in model.parameters() if p.requires_grad]
-    step = _optimizer(parameters, options)
+    step = optimizer(parameters, options)
     total = torch.zeros((), dtype=torch.float64, device=device)
     stepped = term if term and term.implicit and options.optimizer == "sgd" else None
     added = None if stepped else term
@@ -152,36 +154,45 @@ def train(
     seen = taken = 0
     with _seeded(seed, device) as draws:
         batches = Batches(examples, normalise, augment, draws, device)
-        for _ in range(options.local_epochs):
-            for inputs, targets in batches.epoch(options.batch_size):
-                if monotonic() > deadline:
-                    raise TimeoutError("the round's time was up before training ended")
-                loss = loss_and_gradient(inputs, targets)
-                if added is not None:
-                    added.add_gradient()
-                step()
-                if stepped is not None:
-                    stepped.step(options.learning_rate / (1 - options.momentum))
-                total.add_(loss, alpha=len(targets))
-                seen += len(targets)
-                taken += 1
-                if taken >= max_steps:
-                    break
-    mean = float(total) / seen
-    if not np.isfinite(mean):
+        for inputs, targets in batches.epochs(options.local_epochs, options.batch_size):
+            if taken >= max_steps:
+                break
+            if monotonic() > deadline:
+                raise TimeoutError(TIME_IS_UP)
+            loss = loss_and_gradient(inputs, targets)
+            if added is not None:
+                added.add_gradient()
+            step()
+            if stepped is not None:
+                stepped.step(options.learning_rate / (1 - options.momentum))
+            total.add_(loss, alpha=len(targets))
+            seen += len(targets)
+            taken += 1
+    return finite(float(total) / seen)
+
+
+def finite(loss: float) -> float:
+    """Return a training loss; raises FloatingPointError if it is not finite."""
+    if not np.isfinite(loss):
         raise FloatingPointError(
             "the training loss is not finite: a smaller learning-rate may help"
         )
-    return mean
+    return loss
 
 
-def _optimizer(parameters: list[nn.Parameter], options: TrainOptions) -> optim.Step:
+def optimizer(
+    parameters: list[nn.Parameter],
+    options: TrainOptions,
+    kept: list[torch.Tensor] | None = None,
+) -> optim.Step:
+    """Return the step of the options' optimiser; `kept` as in `optim`."""
     if options.optimizer == "adam":
         return optim.adam(
             parameters,
             learning_rate=options.learning_rate,
             weight_decay=options.weight_decay,
             max_gradient_norm=options.max_gradient_norm,
+            kept=kept,
         )
     return optim.sgd(
         parameters,
@@ -189,6 +200,7 @@ def _optimizer(parameters: list[nn.Parameter], options: TrainOptions) -> optim.S
         momentum=options.momentum,
         weight_decay=options.weight_decay,
         max_gradient_norm=options.max_gradient_norm,
+        kept=kept,
     )
 
 
@@ -201,7 +213,12 @@ def _seeded(seed: int, device: torch.device) -> Iterator[torch.Generator]:
         torch.default_generator.manual_seed(seed)
         if devices:
             torch.cuda.manual_seed(seed)
-        yield torch.Generator().manual_seed(seed ^ 0x5DEECE66D)
+        yield draws_of(seed)
+
+
+def draws_of(seed: int) -> torch.Generator:
+    """Return what shuffling and augmentation are drawn from, on the CPU."""
+    return torch.Generator().manual_seed(seed ^ 0x5DEECE66D)
 
 
 @torch.inference_mode()

@@ -1,7 +1,7 @@
 """What a node has open while it works: the run's options, its data, one model."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,8 @@ class Workspace:
     partition: "Partition"
     model: "nn.Module"
     normalise: "Normalisation"
+    copies: "list[nn.Module]" = field(default_factory=list)
+    """Of the model, as many as were trained together so far."""
 
 
 def options_of(message: Message, context: Context) -> Options:

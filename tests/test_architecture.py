@@ -42,7 +42,7 @@ APP_LAYERS = [
         "data.synthetic",
     },
     {"task", "data.decoding", "provenance", "plots"},
-    {"data.reading", "artifacts", "comparison_picture"},
+    {"data.reading", "artifacts", "comparison_picture", "together"},
     {"environment", "report_page"},
     {"comparison"},
     {"tables"},
@@ -127,7 +127,8 @@ def test_strategies_know_nothing_of_the_app() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["task", "optim", "batches", "gradients", "models", "plots"]
+    "module",
+    ["task", "together", "optim", "batches", "gradients", "models", "plots"],
 )
 def test_torch_and_plots_know_nothing_of_flower(module: str) -> None:
     names = imports(PROJECT / "fl_app" / f"{module}.py", typing=True)

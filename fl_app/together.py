@@ -1,0 +1,304 @@
+"""Local training of several clients at once: one model with an axis of clients.
+
+For models so small that starting an operation takes longer than carrying it out: what
+would be an operation for each client is one for all (`torch.func.vmap`). Each client
+has its own weights, batches, optimiser state and draws throughout, so the result is
+that of training one after the other, but for the order in which an operation adds its
+numbers. Not for models with statistics of batches or with dropout.
+"""
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from math import ceil, inf
+from threading import Condition
+from time import monotonic
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.nn import functional as F
+
+from fl_app import gradients, task
+from fl_app.batches import Augment, Batches, Examples, Normalisation
+
+Result = TypeVar("Result")
+
+_NO_TARGET = -100
+"""What `cross_entropy` leaves out of its mean."""
+
+
+class Train(Protocol):
+    """Trains a model in place; returns the mean loss per example over all steps."""
+
+    def __call__(
+        self,
+        model: nn.Module,
+        examples: Examples,
+        options: task.TrainOptions,
+        normalise: Normalisation,
+        *,
+        seed: int,
+        augment: Augment | None = None,
+        term: task.Term | None = None,
+        deadline: float = inf,
+        max_steps: float = inf,
+    ) -> float:
+        """See `task.train`."""
+
+
+Work = Callable[[nn.Module, Train], Result]
+"""All that is done for one client, who trains the model it is given, once."""
+
+
+def check(model: nn.Module) -> None:
+    """Raises: ValueError: the model can only be trained for one client at a time."""
+    if next(model.buffers(), None) is not None:
+        raise ValueError("its batch normalisation keeps statistics of whole batches")
+    if any(isinstance(m, nn.modules.dropout._DropoutNd) for m in model.modules()):
+        raise ValueError("its dropout draws for whole batches")
+
+
+def run(
+    models: Sequence[nn.Module], start: nn.Module, works: Sequence[Work[Result]]
+) -> list[Result | Exception]:
+    """Do the clients' works, and their training together.
+
+    One work runs at a time, each until it asks for its training.
+
+    Args:
+        models: copies of `start`, one for each work; overwritten.
+        start: the model that each client starts from; it stays as it is.
+        works: one for each client. Their options differ in epochs at most.
+
+    Returns:
+        what each work returned or raised, in their order.
+    """
+    for model in models:
+        for own, shared in zip(model.parameters(), start.parameters(), strict=True):
+            own.data = shared.detach().clone()
+    meeting = _Meeting(len(works))
+    with ThreadPoolExecutor(len(works), "client") as pool:
+        futures = [
+            pool.submit(meeting.attend, number, model, work)
+            for number, (model, work) in enumerate(zip(models, works, strict=True))
+        ]
+        meeting.serve()
+    outcomes: list[Result | Exception] = []
+    for future in futures:
+        try:
+            outcomes.append(future.result())
+        except Exception as error:
+            outcomes.append(error)
+    return outcomes
+
+
+def copies(model: nn.Module, number: int) -> list[nn.Module]:
+    """Return what `run` takes as its models."""
+    return [copy.deepcopy(model) for _ in range(number)]
+
+
+@dataclass(frozen=True)
+class _Request:
+    """A call of `Train`."""
+
+    model: nn.Module
+    examples: Examples
+    options: task.TrainOptions
+    normalise: Normalisation
+    seed: int
+    augment: Augment | None = None
+    term: task.Term | None = None
+    deadline: float = inf
+    max_steps: float = inf
+
+    @property
+    def steps(self) -> int:
+        an_epoch = ceil(len(self.examples) / self.options.batch_size)
+        return int(min(self.max_steps, self.options.local_epochs * an_epoch))
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Return those of `task.train`."""
+        device = next(self.model.parameters()).device
+        draws = task.draws_of(self.seed)
+        batches = Batches(self.examples, self.normalise, self.augment, draws, device)
+        return batches.epochs(self.options.local_epochs, self.options.batch_size)
+
+
+class _Meeting:
+    """Works in threads of which one runs at a time, and where they meet to be trained.
+
+    A strategy's client half calls for training in its midst, so each needs a stack of
+    its own to wait on; nothing is ever done by two at once.
+    """
+
+    def __init__(self, number: int) -> None:
+        self._turn = Condition()
+        self._running = number
+        self._asked: dict[int, _Request] = {}
+        self._answers: dict[int, float | Exception] = {}
+
+    def attend(self, number: int, model: nn.Module, work: Work[Result]) -> Result:
+        """Do a client's work, in its thread."""
+        with self._turn:
+            try:
+                return work(model, partial(self._ask, number))
+            finally:
+                self._running -= 1
+                self._turn.notify_all()
+
+    def _ask(self, number: int, *what: Any, **options: Any) -> float:
+        self._asked[number] = _Request(*what, **options)
+        self._turn.notify_all()
+        self._turn.wait_for(lambda: number in self._answers)
+        answer = self._answers.pop(number)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def serve(self) -> None:
+        """Train whenever all that are not done ask for it; return when all are."""
+        with self._turn:
+            while self._running:
+                self._turn.wait_for(lambda: len(self._asked) == self._running)
+                asked, self._asked = self._asked, {}
+                if asked:
+                    self._answers |= zip(asked, _train(asked.values()), strict=True)
+                    self._turn.notify_all()
+
+
+def _train(requests: Iterable[_Request]) -> list[float | Exception]:
+    """Train in place; return for each what `task.train` would return or raise."""
+    asked = list(requests)
+    try:
+        by_steps = sorted(asked, key=lambda request: -request.steps)
+        stack = _Stack(by_steps)
+        for taken in range(by_steps[0].steps):
+            if monotonic() > by_steps[0].deadline:
+                break
+            stack.step(sum(request.steps > taken for request in by_steps))
+    except Exception as error:  # of an operation for all: each client reports it
+        return [error] * len(asked)
+    return [stack.outcome(by_steps.index(request)) for request in asked]
+
+
+class _Stack:
+    """Models as rows of tensors (client, ...), most steps first.
+
+    The clients' own models are views of the rows, so that a strategy's term, which
+    knows the parameters of its client, acts on that row.
+    """
+
+    def __init__(self, rows: Sequence[_Request]) -> None:
+        self._rows = rows
+        self._own = [dict(row.model.named_parameters()) for row in rows]
+        self._all = {
+            name: nn.Parameter(torch.stack([own[name].detach() for own in self._own]))
+            for name in self._own[0]
+        }
+        for place, own in enumerate(self._own):
+            for name, parameter in own.items():
+                parameter.data = self._all[name].detach()[place]
+        options, device = rows[0].options, self._first.device
+        self._kept: list[Tensor] = []
+        self._optimize = task.optimizer(
+            list(self._all.values()),
+            replace(options, max_gradient_norm=0.0),
+            self._kept,
+        )
+        self._longest = options.max_gradient_norm
+        self._step_size = options.learning_rate / (1 - options.momentum)
+        self._sgd = options.optimizer == "sgd"
+        self._losses = vmap(partial(_loss, rows[0].model))
+        self._arithmetic = gradients.arithmetic(options.precision, device)
+        self._batches = [row.batches() for row in rows]
+        self._total = torch.zeros(len(rows), dtype=torch.float64, device=device)
+        self._seen = [0] * len(rows)
+        self._taken = 0
+
+    @property
+    def _first(self) -> Tensor:
+        return next(iter(self._all.values()))
+
+    def step(self, active: int) -> None:
+        """Take one step of the first rows, so many."""
+        if active < len(self._first):
+            for tensor in [*self._all.values(), *self._kept]:
+                tensor.data = tensor.data[:active]
+        batches = [next(each) for each in self._batches[:active]]
+        inputs, targets = _padded(batches)
+        for parameter in self._all.values():
+            parameter.grad = None
+        with self._arithmetic:
+            losses = self._losses(self._all, inputs, targets)
+        losses.sum().backward()  # type: ignore[no-untyped-call]
+        self._move(active)
+        for place, (_, real) in enumerate(batches):
+            self._seen[place] += len(real)
+        sizes = torch.tensor([len(real) for _, real in batches], device=losses.device)
+        self._total[:active].add_(losses.detach() * sizes)
+        self._taken += 1
+
+    @torch.no_grad()
+    def _move(self, active: int) -> None:
+        """Change the parameters by their gradients, and by the terms of strategies."""
+        terms = [(k, row.term) for k, row in enumerate(self._rows[:active]) if row.term]
+        stepped = [term for _, term in terms if term.implicit and self._sgd]
+        for place, term in terms:
+            if term not in stepped:
+                for name, parameter in self._own[place].items():
+                    parameter.grad = _gradient(self._all[name])[place]
+                term.add_gradient()
+        if self._longest:
+            _clip([_gradient(p) for p in self._all.values()], self._longest)
+        self._optimize()
+        for term in stepped:
+            term.step(self._step_size)
+
+    def outcome(self, place: int) -> float | Exception:
+        """Return a row's mean loss, or what keeps it from being counted."""
+        if self._rows[place].steps > self._taken:
+            return TimeoutError(task.TIME_IS_UP)
+        try:
+            return task.finite(float(self._total[place]) / self._seen[place])
+        except FloatingPointError as error:
+            return error
+
+
+def _loss(
+    model: nn.Module, parameters: dict[str, Tensor], inputs: Tensor, targets: Tensor
+) -> Tensor:
+    return F.cross_entropy(functional_call(model, parameters, (inputs,)), targets)
+
+
+def _padded(batches: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Return inputs (client, B, C, H, W) and targets (client, B).
+
+    Where a client has fewer than B, there are black images that count for nothing.
+    """
+    size = max(len(targets) for _, targets in batches)
+    inputs, targets = [], []
+    for x, y in batches:
+        lacking = size - len(y)
+        inputs.append(F.pad(x, (0,) * 7 + (lacking,)) if lacking else x)
+        targets.append(F.pad(y, (0, lacking), value=_NO_TARGET) if lacking else y)
+    return torch.stack(inputs), torch.stack(targets)
+
+
+def _gradient(parameter: Tensor) -> Tensor:
+    if parameter.grad is None:
+        raise RuntimeError("a parameter of the model takes no part in the loss")
+    return parameter.grad
+
+
+def _clip(all_gradients: Sequence[Tensor], longest: float) -> None:
+    """Scale each client's gradients as `optim.clip` does."""
+    flat = [g.flatten(1) for g in all_gradients]
+    norms = torch.stack([torch.linalg.vector_norm(g, dim=1) for g in flat])
+    factor = longest / (torch.linalg.vector_norm(norms, dim=0) + 1e-6)
+    factor.clamp_(max=1.0)
+    for gradient in flat:
+        gradient.mul_(factor[:, None])

@@ -1,0 +1,218 @@
+"""Clients trained at once, against the same clients one after the other."""
+
+import copy
+import itertools
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from fl_app import models, task, together
+from fl_app.artifacts import RunFolder, read_model
+from fl_app.batches import Augment, Examples, Normalisation
+from fl_app.config import ConfigError
+from fl_app.data.augment import rotate_shift
+from strategies.fedprox import ProximalTerm
+from tests.conftest import make_config
+from tests.test_run import run
+
+NORMALISE = Normalisation((0.5,), (0.5,))
+SHAPE = (1, 8, 8)
+
+
+def examples(number: int, seed: int = 0) -> Examples:
+    draws = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (number, *SHAPE), dtype=torch.uint8, generator=draws)
+    return Examples(images, torch.randint(0, 10, (number,), generator=draws))
+
+
+CLIENTS = [examples(number, number) for number in (5, 21, 12, 16)]
+
+
+def options(**changes: Any) -> task.TrainOptions:
+    given = {"local_epochs": 2, "batch_size": 8, "learning_rate": 0.05} | changes
+    return task.TrainOptions.of_round(make_config(**given), 1)
+
+
+def all_at_once(
+    start: nn.Module, works: list[together.Work[Any]]
+) -> list[tuple[float, nn.Module] | Exception]:
+    return together.run(together.copies(start, len(works)), start, works)
+
+
+def work(
+    client: int,
+    model: nn.Module,
+    train: together.Train,
+    *,
+    chosen: task.TrainOptions,
+    augment: Augment | None = None,
+    mu: float = 0.0,
+) -> tuple[float, nn.Module]:
+    term = ProximalTerm(list(model.parameters()), mu) if mu else None
+    loss = train(
+        model,
+        CLIENTS[client],
+        chosen,
+        NORMALISE,
+        seed=client,
+        augment=augment,
+        term=term,
+    )
+    return loss, model
+
+
+def assert_like_one_by_one(
+    name: str, chosen: task.TrainOptions, *, within: float = 1e-4, **others: Any
+) -> None:
+    """Assert that models differ by less than a share of how far they have moved."""
+    start = models.build(name, SHAPE, 10, seed=1)
+    works = [partial(work, k, chosen=chosen, **others) for k in range(len(CLIENTS))]
+    for client, outcome in enumerate(all_at_once(start, works)):
+        assert not isinstance(outcome, Exception), outcome
+        loss, model = outcome
+        alone = copy.deepcopy(start)
+        expected, _ = work(client, alone, task.train, chosen=chosen, **others)
+        assert loss == pytest.approx(expected, rel=within)
+        assert distance(model, alone) < within * distance(alone, start)
+
+
+@torch.no_grad()
+def distance(one: nn.Module, other: nn.Module) -> float:
+    pairs = zip(one.parameters(), other.parameters(), strict=True)
+    return float(sum((p - q).square().sum() for p, q in pairs)) ** 0.5
+
+
+@pytest.mark.parametrize("name", ["logistic", "mlp", "cnn", "lenet", "resnet"])
+def test_each_model(name: str) -> None:
+    assert_like_one_by_one(name, options(momentum=0.9, weight_decay=0.001))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"momentum": 0.0},
+        {"max_gradient_norm": 0.1, "momentum": 0.5},
+        {"optimizer": "adam", "learning_rate": 0.01, "max_gradient_norm": 1.0},
+        {"batch_size": 64},
+    ],
+)
+def test_each_way_to_step(changes: dict[str, Any]) -> None:
+    assert_like_one_by_one("mlp", options(**changes))
+
+
+def test_augmentation_and_bfloat16() -> None:
+    assert_like_one_by_one("lenet", options(), augment=rotate_shift)
+    assert_like_one_by_one("mlp", options(precision="bfloat16"), within=0.05)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])  # stepped, added
+def test_a_term_holds_its_own_client(optimizer: str) -> None:
+    chosen = options(optimizer=optimizer, learning_rate=0.002)
+    assert_like_one_by_one("mlp", chosen, within=1e-3, mu=0.7)
+
+
+def test_no_more_steps_than_asked_for() -> None:
+    start = models.build("mlp", SHAPE, 10, seed=1)
+
+    def some(client: int, model: nn.Module, train: together.Train) -> Any:
+        data, seed = CLIENTS[client], client
+        return train(model, data, options(), NORMALISE, seed=seed, max_steps=client)
+
+    works = [partial(some, client) for client in (1, 2, 3)]
+    for client, loss in zip((1, 2, 3), all_at_once(start, works), strict=True):
+        expected = some(client, copy.deepcopy(start), task.train)
+        assert loss == pytest.approx(expected, abs=1e-6)
+
+
+def test_each_fails_by_itself() -> None:
+    start = models.build("mlp", SHAPE, 10, seed=1)
+    poisoned = Examples(torch.full((9, *SHAPE), torch.nan), torch.arange(9))
+
+    def early(model: nn.Module, train: together.Train) -> Any:
+        raise ValueError("before training")
+
+    def late(model: nn.Module, train: together.Train) -> Any:
+        train(model, CLIENTS[0], options(), NORMALISE, seed=1)
+        raise ValueError("after training")
+
+    def nan(model: nn.Module, train: together.Train) -> Any:
+        return train(model, poisoned, options(), NORMALISE, seed=1)
+
+    well = partial(work, 1, chosen=options())
+    outcomes = all_at_once(start, [early, late, nan, well])
+    assert [type(outcome) for outcome in outcomes] == [
+        ValueError,
+        ValueError,
+        FloatingPointError,
+        tuple,
+    ]
+    alone = work(1, copy.deepcopy(start), task.train, chosen=options())
+    assert outcomes[3][0] == pytest.approx(alone[0], abs=1e-6)  # type: ignore[index]
+
+
+def test_an_operation_that_fails_for_all_is_each_ones_error() -> None:
+    start = models.build("mlp", SHAPE, 10, seed=1)
+    small = Examples(torch.zeros(4, 1, 3, 3, dtype=torch.uint8), torch.arange(4))
+
+    def odd(model: nn.Module, train: together.Train) -> Any:
+        return train(model, small, options(), NORMALISE, seed=1)
+
+    outcomes = all_at_once(start, [odd, partial(work, 0, chosen=options())])
+    assert all(isinstance(outcome, RuntimeError) for outcome in outcomes)
+
+
+def test_when_time_is_up_the_clients_that_are_done_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = itertools.count()
+    monkeypatch.setattr(together, "monotonic", lambda: next(clock))
+    start = models.build("mlp", SHAPE, 10, seed=1)
+
+    def timed(client: int, model: nn.Module, train: together.Train) -> Any:
+        data, deadline = CLIENTS[client], 3  # the fifth step would begin at 4
+        return train(model, data, options(), NORMALISE, seed=client, deadline=deadline)
+
+    works = [partial(timed, client) for client in (0, 1, 2)]  # 2, 6 and 4 steps
+    done, late, just = all_at_once(start, works)
+    assert isinstance(done, float)
+    assert isinstance(just, float)
+    assert isinstance(late, TimeoutError)
+    assert "time was up" in str(late)
+
+
+def arrays(folder: RunFolder) -> Any:
+    return read_model(folder.path / "model.safetensors")[0]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"strategy": "fedprox", "straggler-fraction": 0.5},
+        {"strategy": "scaffold", "compression": "int8"},
+        # Slowly: at its own rate this model magnifies a last bit a thousandfold.
+        {"strategy": "fedbn", "model": "resnet", "learning-rate": 0.001},
+    ],
+)
+def test_a_run_comes_to_the_same(tmp_path: Path, changes: dict[str, Any]) -> None:
+    given = {"model": "mlp", "num-server-rounds": 2, "local-epochs": 2} | changes
+    one = run(tmp_path, run_name="one", **given)
+    several = run(tmp_path, run_name="several", clients_together=2, **given)
+    expected = arrays(one)
+    for name, array in arrays(several).items():
+        torch.testing.assert_close(array, expected[name], rtol=0, atol=2e-4)
+    for ours, theirs in zip(several.clients(), one.clients(), strict=True):
+        assert ours["failure"] is None
+        assert ours["client"] == theirs["client"]
+        assert ours["train_loss"] == pytest.approx(theirs["train_loss"], abs=1e-3)
+
+
+def test_models_that_see_whole_batches_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"improved-cnn.*clients-together = 1"):
+        run(tmp_path, model="improved-cnn", clients_together=2)
+    with pytest.raises(ValueError, match="dropout"):
+        together.check(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5)))
