@@ -125,8 +125,9 @@ def _train_and_validate(message: Message, context: Context, deadline: float) -> 
             trained.append(row)
 
     reply = RecordDict()
-    for client, update in updates.items():
-        reply[wire.update_of(client, of=len(updates))] = wire.pack(update)
+    number = len(updates)
+    for client in list(updates):  # no more than one of them in memory twice
+        reply[wire.update_of(client, of=number)] = wire.pack(updates.pop(client))
     if trained and not single:
         reply[wire.SUM] = wire.pack(total.totals)
     for name, rows in ((wire.TRAINED, trained), (wire.VALIDATED, validated)):

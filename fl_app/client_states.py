@@ -131,14 +131,18 @@ class ClientStates:
                 self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, save(tensors))
+            self._forget(client, base, round)
         except OSError as error:
             raise StateError(
                 f"{path} cannot be written ({error.strerror}): make room, or give the "
                 f"node a folder with {NODE_OPTION} or ${STATE_VARIABLE}"
             ) from error
+
+    def _forget(self, client: int, base: int, round: int) -> None:
+        """Remove what is older than all that can be named, or between `write`'s two."""
         rounds = sorted(
             int(named[1])
-            for file in path.parent.iterdir()
+            for file in self._path(client, round).parent.iterdir()
             if (named := _NAME.fullmatch(file.name))
         )
         before = [number for number in rounds if number < base]

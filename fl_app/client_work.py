@@ -172,10 +172,14 @@ class ClientWork:
         from fl_app import together
 
         start = time.monotonic()
-        self._begin()
         number, models = len(works), self.space.copies
-        models += together.copies(self.space.model, number - len(models))
-        outcomes = together.run(models[:number], self.space.model, works)
+        outcomes: list[Trained | Exception]
+        try:
+            self._begin()
+            models += together.copies(self.space.model, number - len(models))
+            outcomes = together.run(models[:number], self.space.model, works)
+        except Exception as error:  # of none of them: each reports it
+            outcomes = [error] * number
         share = {wire.SECONDS: (time.monotonic() - start) / number}
         return [partial(_result, outcome, share) for outcome in outcomes]
 

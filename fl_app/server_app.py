@@ -15,6 +15,7 @@ from fl_app import (
     artifacts,
     best,
     client_states,
+    compression,
     environment,
     mods,
     processes,
@@ -234,6 +235,12 @@ def build_strategy(config: RunConfig) -> FedAvg:
         )
     except (TypeError, ValueError) as error:
         raise ConfigError(f"strategy = {config.strategy!r}: {error}") from None
+    if strategy.NEEDS_EVERY_VALUE and config.compression in compression.SPARSE:
+        raise ConfigError(
+            f"compression = {config.compression!r} sends few of a client's values, and "
+            f"strategy = {config.strategy!r} takes for 0 what most did not send: use "
+            "int8 or int4"
+        )
     up = config.compression != "none"
     down = config.download_compression != "none"
     strategy.compress(

@@ -8,9 +8,10 @@ numbers. Not for models with statistics of batches or with dropout.
 """
 
 import copy
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from math import ceil, inf
 from threading import Condition
@@ -24,6 +25,8 @@ from torch.nn import functional as F
 
 from fl_app import gradients, task
 from fl_app.batches import Augment, Batches, Examples, Normalisation
+
+log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
@@ -56,10 +59,13 @@ Work = Callable[[nn.Module, Train], Result]
 
 def check(model: nn.Module) -> None:
     """Raises: ValueError: the model can only be trained for one client at a time."""
-    if next(model.buffers(), None) is not None:
-        raise ValueError("its batch normalisation keeps statistics of whole batches")
-    if any(isinstance(m, nn.modules.dropout._DropoutNd) for m in model.modules()):
+    layers = list(model.modules())
+    if any(isinstance(layer, nn.modules.batchnorm._NormBase) for layer in layers):
+        raise ValueError("its batch normalisation takes statistics of whole batches")
+    if any(isinstance(layer, nn.modules.dropout._DropoutNd) for layer in layers):
         raise ValueError("its dropout draws for whole batches")
+    if (buffer := next(model.named_buffers(), None)) is not None:
+        raise ValueError(f"its buffer {buffer[0]!r} is not trained by gradients")
 
 
 def run(
@@ -82,11 +88,17 @@ def run(
             own.data = shared.detach().clone()
     meeting = _Meeting(len(works))
     with ThreadPoolExecutor(len(works), "client") as pool:
-        futures = [
-            pool.submit(meeting.attend, number, model, work)
-            for number, (model, work) in enumerate(zip(models, works, strict=True))
-        ]
-        meeting.serve()
+        try:
+            futures = [
+                pool.submit(meeting.attend, number, model, work)
+                for number, (model, work) in enumerate(zip(models, works, strict=True))
+            ]
+            meeting.serve()
+        except BaseException:  # else the pool would wait for threads that wait
+            meeting.break_up()
+            raise
+    for model in models:
+        model.zero_grad(set_to_none=True)
     outcomes: list[Result | Exception] = []
     for future in futures:
         try:
@@ -140,11 +152,13 @@ class _Meeting:
         self._running = number
         self._asked: dict[int, _Request] = {}
         self._answers: dict[int, float | Exception] = {}
+        self._over = False
 
     def attend(self, number: int, model: nn.Module, work: Work[Result]) -> Result:
         """Do a client's work, in its thread."""
         with self._turn:
             try:
+                self._check()
                 return work(model, partial(self._ask, number))
             finally:
                 self._running -= 1
@@ -153,11 +167,22 @@ class _Meeting:
     def _ask(self, number: int, *what: Any, **options: Any) -> float:
         self._asked[number] = _Request(*what, **options)
         self._turn.notify_all()
-        self._turn.wait_for(lambda: number in self._answers)
+        self._turn.wait_for(lambda: self._over or number in self._answers)
+        self._check()
         answer = self._answers.pop(number)
         if isinstance(answer, Exception):
             raise answer
         return answer
+
+    def _check(self) -> None:
+        if self._over:
+            raise RuntimeError("the training of all clients was broken off")
+
+    def break_up(self) -> None:
+        """Have all that wait for their training end without it."""
+        with self._turn:
+            self._over = True
+            self._turn.notify_all()
 
     def serve(self) -> None:
         """Train whenever all that are not done ask for it; return when all are."""
@@ -171,8 +196,13 @@ class _Meeting:
 
 
 def _train(requests: Iterable[_Request]) -> list[float | Exception]:
-    """Train in place; return for each what `task.train` would return or raise."""
+    """Train in place; return for each what `task.train` would return or raise.
+
+    Should an operation for all fail, for want of memory or by what one of them brought,
+    each is trained by itself.
+    """
     asked = list(requests)
+    begun = [[p.detach() for p in request.model.parameters()] for request in asked]
     try:
         by_steps = sorted(asked, key=lambda request: -request.steps)
         stack = _Stack(by_steps)
@@ -180,9 +210,20 @@ def _train(requests: Iterable[_Request]) -> list[float | Exception]:
             if monotonic() > by_steps[0].deadline:
                 break
             stack.step(sum(request.steps > taken for request in by_steps))
-    except Exception as error:  # of an operation for all: each client reports it
-        return [error] * len(asked)
-    return [stack.outcome(by_steps.index(request)) for request in asked]
+        return [stack.outcome(by_steps.index(request)) for request in asked]
+    except Exception:
+        log.warning("Clients are trained one by one, not together", exc_info=True)
+        return [_alone(*each) for each in zip(asked, begun, strict=True)]
+
+
+def _alone(request: _Request, begun: list[Tensor]) -> float | Exception:
+    for parameter, start in zip(request.model.parameters(), begun, strict=True):
+        parameter.data, parameter.grad = start, None
+    given = {each.name: getattr(request, each.name) for each in fields(request)}
+    try:
+        return task.train(**given)
+    except Exception as error:
+        return error
 
 
 class _Stack:
@@ -264,7 +305,7 @@ class _Stack:
             return TimeoutError(task.TIME_IS_UP)
         try:
             return task.finite(float(self._total[place]) / self._seen[place])
-        except FloatingPointError as error:
+        except (FloatingPointError, ZeroDivisionError) as error:
             return error
 
 
@@ -277,7 +318,7 @@ def _loss(
 def _padded(batches: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Return inputs (client, B, C, H, W) and targets (client, B).
 
-    Where a client has fewer than B, there are black images that count for nothing.
+    Where a client has fewer than B, there are inputs of zeros that count for nothing.
     """
     size = max(len(targets) for _, targets in batches)
     inputs, targets = [], []
@@ -300,5 +341,5 @@ def _clip(all_gradients: Sequence[Tensor], longest: float) -> None:
     norms = torch.stack([torch.linalg.vector_norm(g, dim=1) for g in flat])
     factor = longest / (torch.linalg.vector_norm(norms, dim=0) + 1e-6)
     factor.clamp_(max=1.0)
-    for gradient in flat:
-        gradient.mul_(factor[:, None])
+    for gradient in all_gradients:  # itself: flattened, one in LAYOUT is a copy
+        gradient.mul_(factor.view(-1, *[1] * (gradient.ndim - 1)))

@@ -24,6 +24,9 @@ class Algorithm:
     ONE_MODEL = True
     """Whether training ends in one model for all; else the clients alone can judge."""
 
+    NEEDS_EVERY_VALUE = False
+    """Whether a value that a client did not send would count as 0 among the others'."""
+
     KEEPS_STATE = False
     """Whether a client remembers something from one round to the next."""
 

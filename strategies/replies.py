@@ -1,6 +1,7 @@
 """Replies of a round, taken in one by one: checked, summed, and then forgotten.
 
-Memory does not grow with the cohort: of a reply's arrays only their sum is kept. What a
+Memory does not grow with the number of replies: of their arrays only the sum is kept (a
+robust strategy keeps updates, and a reply with a codec holds one a client). What a
 node sends is not trusted: whatever is wrong with a reply, its clients are left out with
 the reason, and the round goes on.
 """
@@ -8,13 +9,13 @@ the reason, and the round goes on.
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import inf, isfinite
+from math import inf
 from typing import Any, Protocol
 
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from strategies import wire
-from strategies.aggregation import ExactSum, UpdateError
+from strategies.aggregation import ExactSum, UpdateError, norm
 from strategies.federation import Reply
 from strategies.norm_limit import NormLimit
 from strategies.wire import Arrays
@@ -22,6 +23,9 @@ from strategies.wire import Arrays
 log = logging.getLogger("flwr.fl_app")
 
 Row = dict[str, float]
+
+_LARGEST = 1e100
+"""Of what a metric can be: sums over all clients stay finite."""
 
 
 @dataclass(frozen=True)
@@ -190,14 +194,19 @@ class Tally:
             self.total.add_partial(wire.unpack(totals), weight, len(clients))
             return []
         refused = []
-        for client in clients:
+        for client, row in zip(clients, trained, strict=True):
             try:
                 name = wire.update_of(client, of=len(clients))
                 record = wire.find(reply.content, name, ArrayRecord)
                 if record is None:
                     raise UpdateError("it holds no update")
                 sent = wire.unpack(record)
-                self._add_update(client, self._decode(sent) if self._decode else sent)
+                if self._decode is None:
+                    self._add_update(client, sent)
+                else:  # what is counted in is the update as it was decoded
+                    update = self._decode(sent)
+                    self._add_update(client, update)
+                    row[wire.UPDATE_NORM] = norm(update)
             except Exception as error:  # whatever a client may send
                 reason = f"bad reply: {type(error).__name__}: {error}"
                 refused.append(ClientFailure(client, reply.node_id, reason, reason))
@@ -235,7 +244,7 @@ def _rows(content: RecordDict, name: str, needed: set[str]) -> list[Row]:
     """Return a record of equally long lists as one dict per client.
 
     Raises:
-        ValueError: a column is missing, or a value is not finite.
+        ValueError: a column is missing, a value is not finite, or an id no integer.
     """
     record = wire.find(content, name, MetricRecord)
     if record is None:
@@ -243,8 +252,14 @@ def _rows(content: RecordDict, name: str, needed: set[str]) -> list[Row]:
     columns = {key: list(value) for key, value in record.items()}  # type: ignore[arg-type]
     if missing := {wire.CLIENT_IDS, wire.NUM_EXAMPLES, *needed} - columns.keys():
         raise ValueError(f"{name} lacks {', '.join(sorted(missing))}")
-    if not all(isfinite(value) for column in columns.values() for value in column):
-        raise ValueError(f"{name} holds a value that is not finite")
+    if not all(
+        abs(value) <= _LARGEST for column in columns.values() for value in column
+    ):
+        raise ValueError(
+            f"{name} holds a value that is not finite, or beyond all sense"
+        )
+    if not all(float(client).is_integer() for client in columns[wire.CLIENT_IDS]):
+        raise ValueError(f"{name} holds a client id that is no integer")
     return [
         dict(zip(columns, row, strict=True))
         for row in zip(*columns.values(), strict=True)

@@ -74,6 +74,8 @@ class UpdateStack:
 class RobustMean(FedAvg):
     """FedAvg with a robust statistic of the updates in place of their mean."""
 
+    NEEDS_EVERY_VALUE = True
+
     def __init__(self, **fedavg_options: Any) -> None:
         """Keep the options of FedAvg; ask nodes for single updates.
 

@@ -197,7 +197,12 @@ class RoundLoop(Algorithm):
         shared: dict[str, ArrayRecord | ConfigRecord]
         if self._download is not None:
             draws = keyed_generator(self.seed, "download", round=request.round)
-            arrays = self._download(arrays).encode(arrays, draws)
+            try:
+                arrays = self._download(arrays).encode(arrays, draws)
+            except ValueError as error:
+                raise FederationError(
+                    f"download-compression cannot encode the global model: {error}"
+                ) from error
         shared = {wire.MODEL: wire.pack(arrays), wire.STRATEGY: options}
         beside = self.client_arrays() if request.train else {}
         if beside:

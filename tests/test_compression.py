@@ -1,9 +1,11 @@
 """Codecs by themselves: what comes back, what is refused, and how small it is."""
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
 import pytest
+from flwr.app import ConfigRecord, MetricRecord, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -11,6 +13,9 @@ from hypothesis.extra import numpy as hnp
 from fl_app import compression, models, task
 from fl_app.compression import BLOCK, CodecError
 from fl_app.compression.quantised import quantise, scales_of
+from strategies import aggregation, wire
+from strategies.federation import Reply
+from strategies.replies import Tally
 from strategies.wire import Arrays
 
 NAMES = compression.CODECS[1:]
@@ -20,6 +25,7 @@ LIKE: Arrays = {
     "bn.running_var": np.zeros(4, np.float64),
     "bn.num_batches_tracked": np.zeros((), np.int64),
     "empty": np.zeros((0, 7), np.float32),
+    "tiny": np.zeros((3, 5), np.float32),
     "dense.weight": np.zeros((10, 33), np.float32),
     "narrow": np.zeros((50, 2), np.float32),
     "beside/dense.weight": np.zeros((10, 33), np.float32),
@@ -86,6 +92,19 @@ def test_stochastic_rounding_has_no_bias(levels: int) -> None:
     assert np.ptp(codes, axis=0)[0, 1] == 1  # and it does draw
 
 
+@pytest.mark.parametrize("value", [0.0, -1e-9, 1.5e-5, 0.3, -0.7, 5.999999])
+def test_the_mean_over_all_draws_is_off_by_less_than_their_unit(value: float) -> None:
+    class All(np.random.Generator):
+        def bytes(self, length: int) -> bytes:
+            assert length == 2 * 2**16
+            return np.arange(2**16, dtype=np.uint16).tobytes()
+
+    rows = np.full((1, 2**16), value, np.float32)
+    codes = quantise(rows, np.ones(1, np.float32), 7, All(np.random.PCG64(0)))
+    low = float(rows[0, 0]) - codes.mean(dtype=np.float64)
+    assert -1e-6 < low < 2**-16
+
+
 def test_half_precision_is_half_precision() -> None:
     before, after = update(), through("fp16", update())
     for key in CODED:
@@ -107,7 +126,9 @@ def test_the_largest_of_all_arrays_are_kept(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("value", [0.0, 1.0, -3.0e38, 1e-45, 1e-39])
+@pytest.mark.parametrize(
+    "value", [0.0, 1.0, -3.0e38, np.finfo(np.float32).max, 1e-45, 1e-39]
+)
 def test_odd_values(name: str, value: float) -> None:
     """Constant, all zero, huge, and too small for float32 to divide."""
     before = {
@@ -182,7 +203,7 @@ def test_any_update_comes_back_laid_out_as_it_was(
     for key, array in given.items():
         assert after[key].shape == array.shape
         assert after[key].dtype == array.dtype
-        if array.ndim < 2:
+        if array.ndim < 2 or array.size < 16:
             np.testing.assert_array_equal(after[key], array)
         elif array.size:
             assert np.abs(after[key] - array).max() <= np.abs(array).max() * 1.0001
@@ -242,21 +263,55 @@ def test_a_malformed_block_is_refused_or_an_update(name: str) -> None:
     codec = compression.build(name, LIKE, ratio=0.05)
     draws = np.random.default_rng(7)
     sound = codec.encode(update(), draws)[BLOCK]
-    refused = 0
+    reasons = []
     for _ in range(20_000):
         given = malformed(draws, sound)
         try:
             with np.errstate(all="ignore"):
                 after = codec.decode(given)
-        except CodecError:
-            refused += 1
+        except CodecError as error:
+            reasons.append(str(error))
             continue
         assert len(given) == 1
         assert given[BLOCK].shape == sound.shape
         assert [(k, a.shape, a.dtype) for k, a in after.items()] == [
             (k, a.shape, a.dtype) for k, a in LIKE.items()
         ]
-    assert 20_000 * 0.5 < refused < 20_000
+    assert 20_000 * 0.5 < len(reasons) < 20_000
+    assert all(reasons)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_malformed_reply_is_left_out_and_takes_no_room(name: str) -> None:
+    """The whole way that the server takes it: metrics, record, block, sum."""
+    codec = compression.build(name, LIKE, ratio=0.05)
+    draws = np.random.default_rng(8)
+    sound = codec.encode(update(), draws)[BLOCK]
+    asked = {wire.TRAIN_IDS: [4], wire.SINGLE_UPDATES: 1}
+    sent = RecordDict({wire.TASK: ConfigRecord(asked)})  # type: ignore[arg-type]
+    odd = [-1.0, 0.0, 0.5, 4.5, 5.0, 1e300, np.nan]
+    counted = 0
+    tracemalloc.start()
+    for turn in range(500):
+        block = {BLOCK: sound} if turn % 3 else malformed(draws, sound)
+        row = {wire.CLIENT_IDS: [4.0], wire.NUM_EXAMPLES: [9.0], wire.LOSS: [1.0]}
+        if turn % 3 == 1:
+            row[str(draws.choice(list(row)))] = [float(draws.choice(odd))]
+        content = RecordDict(
+            {wire.UPDATE: wire.pack(block), wire.TRAINED: MetricRecord({**row})}
+        )
+        total = aggregation.ExactSum(LIKE, 1)
+        tally = Tally(lambda client: 9, total, decode=codec.decode)
+        with np.errstate(all="ignore"):
+            tally.add(Reply(3, content), sent)
+        assert len(tally.trained) == total.num_clients
+        assert len(tally.trained) + len(tally.failures) == 1
+        assert all(failure.reason for failure in tally.failures)
+        counted += len(tally.trained)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert 500 / 3 < counted < 500 * 2 / 3
+    assert most < 2**20  # an update is 5 kB
 
 
 def test_places_must_be_in_order_and_within() -> None:

@@ -242,6 +242,8 @@ N = np.array(0, np.int64)
         (altered(with_rows(**{wire.NUM_EXAMPLES: [30.5]})), "had 30"),
         (altered(with_rows(**{wire.LOSS: [float("nan")]})), "not finite"),
         (altered(with_rows(**{wire.CLIENT_IDS: [float("inf")]})), "not finite"),
+        (altered(with_rows(**{wire.LOSS: [1e308]})), "beyond all sense"),
+        (altered(with_rows(**{wire.CLIENT_IDS: [2.5]})), "no integer"),
         (altered(without_column(wire.LOSS)), "lacks loss"),
         (altered(without_column(wire.NUM_EXAMPLES)), "lacks num-examples"),
         (altered(with_bytes(b"")), "not in NumPy's format"),

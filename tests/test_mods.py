@@ -5,14 +5,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import ArrayRecord, Context, Message, RecordDict
+from flwr.app import Context, Error, Message, RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
-from fl_app import checkpoints, client_app, compression, mods, server_app
+from fl_app import checkpoints, client_app, compression, mods, server_app, task
 from fl_app.artifacts import RunFolder, read_model
 from fl_app.client_states import ClientStates
 from fl_app.compression import CodecError
+from fl_app.config import ConfigError
 from strategies import aggregation, wire
+from strategies.federation import FederationError
 from tests.conftest import default_options, make_config
 from tests.local_grid import LocalGrid, app_node
 from tests.test_client_state import start
@@ -61,9 +63,41 @@ def test_downloads_shrink_and_the_server_keeps_the_exact_model(
     arrays, _ = read_model(folders[0].path / "model.safetensors")
     parameters = sum(array.size for array in arrays.values())
     assert folders[0].metrics()[1]["download_bytes"] <= share * 4 * parameters
-    codec = compression.build(name, arrays, stochastic=False)
-    sent = codec.decode(codec.encode(arrays, np.random.default_rng(0)))
-    assert any((sent[key] != arrays[key]).any() for key in arrays)
+
+
+def test_the_server_keeps_the_exact_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clients that change nothing leave it as it was, to the bit."""
+    honest = client_app.ClientWork.train
+
+    def train(work: Any, client: int, **options: Any) -> Any:
+        update, row = honest(work, client, **options)
+        return {name: np.zeros_like(a) for name, a in update.items()}, row
+
+    monkeypatch.setattr(client_app.ClientWork, "train", train)
+    model = {"model": "mlp", "num_server_rounds": 1}
+    before = run(tmp_path, run_name="before", **model)
+    after = run(tmp_path, run_name="after", download_compression="int4", **model)
+    assert sha(after) == sha(before)
+    # and what they received was another
+    verdicts = [f.metrics()[0]["validation_loss"] for f in (before, after)]
+    assert verdicts[0] != verdicts[1]
+
+
+def test_a_model_that_half_precision_cannot_hold_is_told_with_its_option(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        task,
+        "get_arrays",
+        lambda model: {
+            name: np.full(p.shape, 1e5, np.float32)
+            for name, p in model.state_dict().items()
+        },
+    )
+    with pytest.raises(FederationError, match=r"download-compression.*65504"):
+        run(tmp_path, download_compression="fp16")
 
 
 @pytest.mark.parametrize("options", [{}, {"compression": "int4"}])
@@ -109,6 +143,24 @@ def test_it_works_with_other_strategies(tmp_path: Path, strategy: str) -> None:
     assert ours["test_loss"] == pytest.approx(plain.metrics()[-1]["test_loss"], rel=0.1)
 
 
+@pytest.mark.parametrize("strategy", ["fedmedian", "trimmed-mean"])
+@pytest.mark.parametrize("name", ["topk", "topk-int8"])
+def test_what_few_send_has_no_median(tmp_path: Path, strategy: str, name: str) -> None:
+    with pytest.raises(ConfigError, match=f"'{name}'.*'{strategy}'.*use int8 or int4"):
+        run(tmp_path, strategy=strategy, compression=name)
+
+
+def test_cosines_are_of_what_was_counted_in(tmp_path: Path) -> None:
+    """One client agrees with itself, whatever its codec makes of what it learnt."""
+    options = MLP | {"compression": "topk", "compression_ratio": 0.01}
+    folder = run(tmp_path, num_clients=1, **options)
+    rows = folder.metrics()[1:]
+    assert [row["update_cosine"] for row in rows] == [pytest.approx(1)] * 3
+    assert [row["update_norm"] for row in rows] == [
+        client["update_norm"] for client in folder.clients()
+    ]
+
+
 def test_norms_are_limited_as_decoded(tmp_path: Path) -> None:
     options = MLP | {"compression": "int8", "max_update_norm": 3.0}
     options |= {"max_first_update_norm": 0.01}
@@ -127,13 +179,18 @@ def feedback(folder: RunFolder, client: int, round: int) -> Any:
     return states.read(client, round)
 
 
+def few(*values: float) -> Any:
+    """A row of twenty, of which the rest is 0."""
+    return np.array([[*values, *[0.0] * (20 - len(values))]], np.float32)
+
+
 def test_what_is_left_out_is_kept_and_sent_later() -> None:
     """By hand: after two rounds, what was sent and what is kept are what was made."""
-    config = make_config(compression="topk", compression_ratio=0.2)
+    config = make_config(compression="topk", compression_ratio=0.05)
     assert config.error_feedback
     updates = [
-        {"w": np.array([[5.0, 1.0, 2.0, 1.5, 0.0]], np.float32)},
-        {"w": np.array([[0.0, 1.0, 0.75, 1.0, 0.0]], np.float32)},
+        {"w": few(5.0, 1.0, 2.0, 1.5)},
+        {"w": few(0.0, 1.0, 0.75, 1.0)},
     ]
     store: dict[int, Any] = {0: {}}
 
@@ -151,10 +208,10 @@ def test_what_is_left_out_is_kept_and_sent_later() -> None:
         encoder = mods.Encoder(config, task, States())  # type: ignore[arg-type]
         block = encoder.encode(3, update)
         sent.append(mods.upload_codec(config, update).decode(block)["w"])
-    np.testing.assert_array_equal(sent[0], [[5, 0, 0, 0, 0]])
-    np.testing.assert_array_equal(store[1]["w"], [[0, 1, 2, 1.5, 0]])
-    np.testing.assert_array_equal(sent[1], [[0, 0, 2.75, 0, 0]])  # 2 owed, and 0.75
-    np.testing.assert_array_equal(store[2]["w"], [[0, 2, 0, 2.5, 0]])
+    np.testing.assert_array_equal(sent[0], few(5))
+    np.testing.assert_array_equal(store[1]["w"], few(0, 1, 2, 1.5))
+    np.testing.assert_array_equal(sent[1], few(0, 0, 2.75))  # 2 owed, and 0.75
+    np.testing.assert_array_equal(store[2]["w"], few(0, 2, 0, 2.5))
 
 
 def test_feedback_makes_top_k_learn(tmp_path: Path) -> None:
@@ -238,14 +295,26 @@ def test_control_variates_go_as_they_are() -> None:
     assert [t.name for t in compression.Layout(like).coded] == ["w"]
 
 
-def test_an_error_reply_passes_through() -> None:
+@pytest.mark.parametrize("mod", [mods.compress, mods.tell_states])
+def test_an_error_reply_passes_through(tmp_path: Path, mod: Any) -> None:
     """The handler's own error reaches the server, not one of the mod."""
-    options = default_options() | QUICK | {"compression": "int8"}
-    reply = app_node(client_app.app, options)(
-        Message(RecordDict({wire.MODEL: ArrayRecord()}), 1, wire.TRAIN)
-    )
-    assert reply.has_error()
-    assert "lacks the record 'task'" in str(reply.error.reason)
+    given = default_options() | QUICK | {"compression": "int4", "num-server-rounds": 1}
+    given |= {"run-name": "run", "results-dir": str(tmp_path)}
+    handle = app_node(client_app.app, given)
+    seen = []
+
+    def failing(message: Message, context: Context) -> Message:
+        return Message(Error(2, "the handler's own"), reply_to=message)
+
+    def trying(message: Message) -> Message:
+        if message.metadata.message_type == wire.TRAIN:
+            context = Context(1, 1, {}, RecordDict(), dict(given))
+            seen.append(mod(message, context, failing))
+        return handle(message)
+
+    server_app.app(LocalGrid({1: trying}), Context(1, 1, {}, RecordDict(), dict(given)))
+    (reply,) = seen
+    assert reply.error.reason == "the handler's own"
 
 
 def test_what_auto_stands_for() -> None:

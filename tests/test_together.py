@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ def assert_like_one_by_one(
     name: str, chosen: task.TrainOptions, *, within: float = 1e-4, **others: Any
 ) -> None:
     """Assert that models differ by less than a share of how far they have moved."""
-    start = models.build(name, SHAPE, 10, seed=1)
+    start = task.place(models.build(name, SHAPE, 10, seed=1))
     works = [partial(work, k, chosen=chosen, **others) for k in range(len(CLIENTS))]
     for client, outcome in enumerate(all_at_once(start, works)):
         assert not isinstance(outcome, Exception), outcome
@@ -89,6 +90,12 @@ def distance(one: nn.Module, other: nn.Module) -> float:
 @pytest.mark.parametrize("name", ["logistic", "mlp", "cnn", "lenet", "resnet"])
 def test_each_model(name: str) -> None:
     assert_like_one_by_one(name, options(momentum=0.9, weight_decay=0.001))
+
+
+@pytest.mark.parametrize("name", ["lenet", "resnet"])
+def test_gradients_are_clipped_for_each_client(name: str) -> None:
+    """Those of convolutions too, which lie in memory in another order."""
+    assert_like_one_by_one(name, options(max_gradient_norm=0.05, local_epochs=1))
 
 
 @pytest.mark.parametrize(
@@ -154,15 +161,71 @@ def test_each_fails_by_itself() -> None:
     assert outcomes[3][0] == pytest.approx(alone[0], abs=1e-6)  # type: ignore[index]
 
 
-def test_an_operation_that_fails_for_all_is_each_ones_error() -> None:
+def test_where_an_operation_for_all_fails_each_trains_alone() -> None:
     start = models.build("mlp", SHAPE, 10, seed=1)
     small = Examples(torch.zeros(4, 1, 3, 3, dtype=torch.uint8), torch.arange(4))
 
     def odd(model: nn.Module, train: together.Train) -> Any:
         return train(model, small, options(), NORMALISE, seed=1)
 
-    outcomes = all_at_once(start, [odd, partial(work, 0, chosen=options())])
-    assert all(isinstance(outcome, RuntimeError) for outcome in outcomes)
+    failed, well = all_at_once(start, [odd, partial(work, 0, chosen=options())])
+    assert isinstance(failed, RuntimeError)
+    assert not isinstance(well, Exception)
+    alone = work(0, copy.deepcopy(start), task.train, chosen=options())
+    assert well[0] == alone[0]
+    assert distance(well[1], alone[1]) == 0
+
+
+def test_a_client_without_examples_fails_as_it_does_alone() -> None:
+    start = models.build("mlp", SHAPE, 10, seed=1)
+    nothing = examples(0)
+
+    def none(model: nn.Module, train: together.Train) -> Any:
+        return train(model, nothing, options(), NORMALISE, seed=1)
+
+    for works in ([none], [none, partial(work, 1, chosen=options())]):
+        outcomes = all_at_once(start, works)
+        assert isinstance(outcomes[0], ZeroDivisionError)
+        assert not any(isinstance(outcome, Exception) for outcome in outcomes[1:])
+
+
+@pytest.mark.parametrize("where", ["training", "starting a thread"])
+def test_nothing_waits_for_what_was_broken_off(
+    monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """A node that is told to end does, and one without a thread to spare says so."""
+    start = models.build("mlp", SHAPE, 10, seed=1)
+    error: type[BaseException] = SystemExit
+
+    def broken(*_: Any) -> Any:
+        raise error("no more")
+
+    if where == "training":
+        monkeypatch.setattr(together, "_train", broken)
+    else:
+        error = RuntimeError
+        submit, begun = ThreadPoolExecutor.submit, itertools.count()
+
+        def some(self: Any, *given: Any) -> Any:
+            return (submit if next(begun) < 2 else broken)(self, *given)
+
+        monkeypatch.setattr(ThreadPoolExecutor, "submit", some)
+    works = [partial(work, client, chosen=options()) for client in range(3)]
+    with pytest.raises(error, match="no more"):
+        all_at_once(start, works)
+
+
+def test_copies_serve_again() -> None:
+    start = models.build("mlp", SHAPE, 10, seed=1)
+    copies = together.copies(start, 3)
+    works = [partial(work, client, chosen=options()) for client in range(3)]
+    first, again = (
+        [task.get_arrays(model) for _, model in together.run(copies, start, works)]  # type: ignore[misc]
+        for _ in range(2)
+    )
+    for one, other in zip(first, again, strict=True):
+        assert all((one[name] == other[name]).all() for name in one)
+    assert all(p.grad is None for model in copies for p in model.parameters())
 
 
 def test_when_time_is_up_the_clients_that_are_done_count(
@@ -216,3 +279,5 @@ def test_models_that_see_whole_batches_are_refused(tmp_path: Path) -> None:
         run(tmp_path, model="improved-cnn", clients_together=2)
     with pytest.raises(ValueError, match="dropout"):
         together.check(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5)))
+    with pytest.raises(ValueError, match="statistics of whole batches"):
+        together.check(nn.BatchNorm2d(3, track_running_stats=False))

@@ -11,10 +11,21 @@ from fl_app.compression.quantised import Int4, Int8
 from fl_app.compression.sparse import TopK, TopKInt8
 from strategies.wire import Arrays
 
-__all__ = ["BLOCK", "CODECS", "FEEDBACK", "Codec", "CodecError", "Layout", "build"]
+__all__ = [
+    "BLOCK",
+    "CODECS",
+    "FEEDBACK",
+    "SPARSE",
+    "Codec",
+    "CodecError",
+    "Layout",
+    "build",
+]
 
 CODECS = ("none", "int8", "int4", "fp16", "topk", "topk-int8")
-FEEDBACK = {"int4", "topk", "topk-int8"}
+SPARSE = {"topk", "topk-int8"}
+"""Codecs that send a share of the values."""
+FEEDBACK = {"int4", *SPARSE}
 """Codecs that lose so much that error feedback is on unless it is turned off."""
 
 

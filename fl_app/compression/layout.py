@@ -21,7 +21,8 @@ Array = np.ndarray[Any, Any]
 BLOCK = "block"
 """Name of the one array that is sent."""
 
-_FEWEST = 16  # values that share a scale
+_FEWEST = 16
+"""Values that share a scale, and those of an array that is worth coding."""
 
 
 class CodecError(ValueError):
@@ -48,8 +49,8 @@ class Tensor:
         Counters, biases, normalisation and what travels beside an update go as they
         are: they are few, or must stay exact.
         """
-        matrix = self.dtype == np.float32 and len(self.shape) > 1 and self.size > 0
-        return matrix and not self.name.startswith(BESIDE)
+        matrix = self.dtype == np.float32 and len(self.shape) > 1
+        return matrix and self.size >= _FEWEST and not self.name.startswith(BESIDE)
 
     @property
     def channels(self) -> int:

@@ -5,7 +5,7 @@ s = m / L and a value x becomes the integer q(x / s), decoded as s q. Rounding i
 nearest, or stochastic: floor(x / s + u) with u uniform on [0, 1), whose mean is x / s,
 so that the mean of many updates has no bias (Alistarh et al., "QSGD", NeurIPS 2017,
 arXiv:1610.02132; here with the largest magnitude in place of the L2 norm). u has 16
-bits: the mean is off by 2^-17 of a step at most.
+bits and is 0 at the least: the mean is low by less than 2^-16 of a step.
 """
 
 from collections.abc import Mapping
@@ -17,6 +17,7 @@ from fl_app.compression.layout import Array, CodecError, Layout, Tensor
 from strategies.wire import Arrays
 
 _TINY = np.finfo(np.float32).tiny
+_LARGEST = np.finfo(np.float32).max
 _UNIT = np.float32(2.0**-16)
 
 
@@ -124,7 +125,8 @@ class Int4(Quantised):
 def scales_of(rows: Array, levels: int) -> Array:
     """Return a scale for each row, float32; 0 for a row that is (nearly) all zero."""
     peaks = np.maximum(rows.max(axis=1), -rows.min(axis=1))
-    scales: Array = (peaks / np.float32(levels)).astype(np.float32)
+    largest = np.nextafter(_LARGEST / np.float32(levels), np.float32(0))
+    scales: Array = np.minimum(peaks / np.float32(levels), largest)  # decodes finitely
     scales[scales < _TINY] = 0  # below, float32 divides no more
     return scales
 
