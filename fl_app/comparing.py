@@ -75,6 +75,9 @@ def picture(methods: Sequence[Method]) -> bytes:
     }
     title = kinds.pop() if len(kinds) == 1 else "several data sets or models"
     accuracy = f"{judge}_accuracy"
+    way, sent = "by the clients", ["upload_bytes"]
+    if any(method.option("download-compression") != "none" for method in methods):
+        way, sent = "both ways", ["upload_bytes", "download_bytes"]
     panels = [
         comparison_picture.Panel(
             f"{judge.capitalize()} accuracy by round",
@@ -90,9 +93,9 @@ def picture(methods: Sequence[Method]) -> bytes:
         ),
         comparison_picture.Panel(
             "Accuracy by what was sent",
-            "megabytes sent both ways",
+            f"megabytes sent {way}",
             comparison_picture.ACCURACY,
-            bands(methods, accuracy, ("upload_bytes", "download_bytes"), 1e-6),
+            bands(methods, accuracy, sent, 1e-6),
         ),
         comparison_picture.Panel(
             "Accuracy by time",

@@ -13,6 +13,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 import strategies
+from fl_app import compression
 from fl_app.artifacts import RunFolder
 from fl_app.config import ConfigError
 from fl_app.environment import default_options, find_project
@@ -103,7 +104,8 @@ class Run:
             - _TRAINING
         )
         falls = self.options["learning-rate-schedule"] == "exponential"
-        unused = set() if falls else {"learning-rate-decay"}
+        unused = _said_by_codec(self.options)
+        unused |= set() if falls else {"learning-rate-decay"}
         decided = {
             key: value
             for key, value in self.options.items()
@@ -132,6 +134,18 @@ class Run:
         """Return the metric's values of the last so many rounds."""
         first = int(self.summary["rounds"]) - rounds + 1
         return [value for round, value in self.column(key).items() if round >= first]
+
+
+def _said_by_codec(options: Mapping[str, Any]) -> set[str]:
+    """Return options of compression that it does not read, or that are its own."""
+    codec, feedback = options["compression"], options["error-feedback"]
+    said = set() if codec in compression.SPARSE else {"compression-ratio"}
+    if codec == "none" or feedback == (codec in compression.FEEDBACK):
+        said.add("error-feedback")
+    own = "nearest" if feedback else "stochastic"
+    if codec in ("none", "fp16", "topk") or options["compression-rounding"] == own:
+        said.add("compression-rounding")
+    return said
 
 
 @dataclass(frozen=True)

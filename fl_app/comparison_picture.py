@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle
+from math import inf
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +20,7 @@ _COLOURS = [
     *(plots.BLUE, plots.ORANGE, "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 ]
 _LINES = ["-", "--", "-.", ":"]
+_FAR = 4  # times: curves that end so far apart are drawn over a logarithmic axis
 _SHORT = 48  # letters: labels up to that fit beside each other
 
 
@@ -68,22 +70,30 @@ def draw(panels: Sequence[Panel], title: str) -> bytes:
 
 def _panel(axes: "Axes", panel: Panel) -> None:
     styles = zip(panel.bands, cycle(_COLOURS), cycle(_LINES), strict=False)
+    ends = [max(band.places) for band in panel.bands if any(band.places)]
+    logarithmic = bool(ends) and max(ends) > _FAR * min(ends)
     for band, colour, line in styles:
-        _band(axes, band, colour, line)
+        _band(axes, band, colour, line, above=0.0 if logarithmic else -inf)
     axes.set(title=panel.title, xlabel=panel.across, ylabel=panel.up)
     if panel.across == "round":
         axes.locator_params(axis="x", integer=True)
+    if logarithmic:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
     axes.margins(x=0)
     axes.grid(**plots.GRID)
     bottom = max(0.0, axes.get_ylim()[0]) if panel.up == ACCURACY else 0.0
     axes.set_ylim(bottom=bottom)
 
 
-def _band(axes: "Axes", band: Band, colour: str, line: str) -> None:
-    means = np.array(band.means)
+def _band(axes: "Axes", band: Band, colour: str, line: str, above: float) -> None:
+    """Draw a band, as far as its places are above some value."""
+    places, means = np.array(band.places), np.array(band.means)
     label = band.label.replace("$", r"\$")
-    axes.plot(band.places, means, color=colour, linestyle=line, label=label, lw=1.4)
     around = np.array([deviation or 0.0 for deviation in band.deviations])
+    shown = places > above
+    places, means, around = places[shown], means[shown], around[shown]
+    axes.plot(places, means, color=colour, linestyle=line, label=label, lw=1.4)
     axes.fill_between(
-        band.places, means - around, means + around, color=colour, alpha=0.2, lw=0
+        places, means - around, means + around, color=colour, alpha=0.2, lw=0
     )

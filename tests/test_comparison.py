@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from fl_app import comparing, comparison, tables
+from fl_app import comparing, comparison, comparison_picture, plots, tables
 from fl_app.artifacts import RunFolder
 from fl_app.comparison import Figure
 from fl_app.config import ConfigError
@@ -93,6 +93,47 @@ def test_an_option_of_another_strategy_makes_no_difference(tmp_path: Path) -> No
         write(tmp_path, [0.1, 0.2], seed=1, proximal_mu=0.5),
     )
     assert [method.seeds for method in found] == [[0, 1]]
+
+
+def test_what_a_codec_says_itself_is_not_said_again(tmp_path: Path) -> None:
+    found = methods(
+        write(tmp_path, [0.1, 0.2], compression="none"),
+        write(tmp_path, [0.1, 0.3], compression="int8", compression_ratio=0.3),
+        write(tmp_path, [0.1, 0.4], compression="int8", error_feedback=True),
+        write(tmp_path, [0.1, 0.4], compression="topk", compression_ratio=0.1),
+        write(tmp_path, [0.1, 0.4], compression="int4"),
+        write(
+            tmp_path, [0.1, 0.5], compression="int4", compression_rounding="stochastic"
+        ),
+    )
+    assert [method.label for method in found] == [
+        "fedavg compression=none",
+        "fedavg compression=int8",
+        "fedavg error-feedback=True compression=int8",
+        "fedavg compression-ratio=0.1 compression=topk",
+        "fedavg compression=int4",
+        "fedavg compression-rounding=stochastic compression=int4",
+    ]
+
+
+def test_curves_that_end_far_apart_are_over_a_logarithmic_axis() -> None:
+    def scale(*ends: float) -> str:
+        axes = plots.new_figure(3, 3).subplots()
+        bands = [
+            comparison_picture.Band("a", [0, end / 2, end], [0.1, 0.5, 0.9], [None] * 3)
+            for end in ends
+        ]
+        panel = comparison_picture.Panel(
+            "t", "megabytes", comparison_picture.ACCURACY, bands
+        )
+        comparison_picture._panel(axes, panel)
+        assert len(axes.lines[0].get_xdata()) == (  # type: ignore[arg-type]
+            2 if axes.get_xscale() == "log" else 3  # which has no place for 0
+        )
+        return str(axes.get_xscale())
+
+    assert scale(100, 300) == "linear"
+    assert scale(1, 300) == "log"
 
 
 def test_the_clients_momentum_is_not_the_servers(tmp_path: Path) -> None:
