@@ -99,9 +99,14 @@ def run(
     environment.check_nodes(num_nodes)
     project = environment.find_project()
     environment.setup(project)
-    if quantization:
-        run_config = ['compression="int8"', *(run_config or [])]
     config, given = resolve(run_config)
+    if quantization:
+        if given.get("compression", "int8") != "int8":
+            raise ConfigError(
+                '--quantization is short for compression = "int8", and -c says '
+                f"{given['compression']!r}: give one of them"
+            )
+        config, given = resolve(['compression="int8"', *(run_config or [])])
     connection = deployment.connect(federation) if federation else None
     with console.status("reading the data", spinner="dots"):
         config = (

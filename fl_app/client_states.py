@@ -104,7 +104,8 @@ class ClientStates:
         except FileNotFoundError:
             raise StateError(
                 f"the state of client {client} after round {round} is not on this node "
-                f"({path}): it was trained on another, which must come back"
+                f"({path}): the client was trained on another, which must come back, "
+                "or the file was removed: put it back, or start a new run"
             ) from None
         except (OSError, SafetensorError) as error:
             raise StateError(f"{path} cannot be read: {error}") from None

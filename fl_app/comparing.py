@@ -96,6 +96,7 @@ def picture(methods: Sequence[Method]) -> bytes:
             f"megabytes sent {way}",
             comparison_picture.ACCURACY,
             bands(methods, accuracy, sent, 1e-6),
+            far_apart=True,
         ),
         comparison_picture.Panel(
             "Accuracy by time",

@@ -28,6 +28,10 @@ _CIRCUMSTANCES = {
 _TRAINING = {"optimizer", "momentum"}
 """Options that training reads, whether or not the strategy does too."""
 
+_CODECS = ("compression", "download-compression")
+_OF_CODECS = {"compression-ratio", "compression-rounding", "error-feedback"}
+_RATIO = 0.01  # as declared
+
 _COMPARABLE = ("dataset", "num-server-rounds")
 """Options in which methods must agree for their difference to say something."""
 
@@ -104,11 +108,14 @@ class Run:
             - _TRAINING
         )
         falls = self.options["learning-rate-schedule"] == "exponential"
-        unused = _said_by_codec(self.options)
+        options = dict(self.options)
+        if options["regime"] != "federated":  # what it does not send is not coded
+            options |= dict.fromkeys(_CODECS, "none")
+        unused = _said_by_codec(options)
         unused |= set() if falls else {"learning-rate-decay"}
         decided = {
             key: value
-            for key, value in self.options.items()
+            for key, value in options.items()
             if key not in _CIRCUMSTANCES | others | unused | {"strategy-options"}
             and "." not in key
         }
@@ -139,7 +146,8 @@ class Run:
 def _said_by_codec(options: Mapping[str, Any]) -> set[str]:
     """Return options of compression that it does not read, or that are its own."""
     codec, feedback = options["compression"], options["error-feedback"]
-    said = set() if codec in compression.SPARSE else {"compression-ratio"}
+    usual = options["compression-ratio"] == _RATIO
+    said = {"compression-ratio"} if usual or codec not in compression.SPARSE else set()
     if codec == "none" or feedback == (codec in compression.FEEDBACK):
         said.add("error-feedback")
     own = "nearest" if feedback else "stochastic"
@@ -245,6 +253,9 @@ def _labels(methods: Sequence[Mapping[str, Any]]) -> list[str]:
     """Name each by strategy, that strategy's own options, and others that differ."""
     keys = list(dict.fromkeys(key for method in methods for key in method))
     keys.sort(key=lambda key: all(key in method for method in methods))
+    first = next((i for i, key in enumerate(keys) if key in _OF_CODECS), None)
+    if first is not None:  # the codec whose they are stands before them
+        keys.insert(first, keys.pop(keys.index("compression")))
     absent = object()
     differing = [
         key

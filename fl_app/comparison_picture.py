@@ -44,6 +44,9 @@ class Panel:
     up: str
     """What the vertical axis shows: `ACCURACY` or `LOSS`."""
     bands: Sequence[Band]
+    far_apart: bool = False
+    """Whether curves may end at places so different that a logarithmic axis shows them
+    better."""
 
 
 def draw(panels: Sequence[Panel], title: str) -> bytes:
@@ -71,15 +74,19 @@ def draw(panels: Sequence[Panel], title: str) -> bytes:
 def _panel(axes: "Axes", panel: Panel) -> None:
     styles = zip(panel.bands, cycle(_COLOURS), cycle(_LINES), strict=False)
     ends = [max(band.places) for band in panel.bands if any(band.places)]
-    logarithmic = bool(ends) and max(ends) > _FAR * min(ends)
+    logarithmic = panel.far_apart and bool(ends) and max(ends) > _FAR * min(ends)
     for band, colour, line in styles:
         _band(axes, band, colour, line, above=0.0 if logarithmic else -inf)
     axes.set(title=panel.title, xlabel=panel.across, ylabel=panel.up)
     if panel.across == "round":
         axes.locator_params(axis="x", integer=True)
     if logarithmic:
-        axes.set_xscale("log")
+        from matplotlib.ticker import LogLocator
+
+        axes.set_xscale("log", subs=[])
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=9))
         axes.xaxis.set_major_formatter("{x:g}")
+        axes.set_xlabel(f"{panel.across} (logarithmic)")
     axes.margins(x=0)
     axes.grid(**plots.GRID)
     bottom = max(0.0, axes.get_ylim()[0]) if panel.up == ACCURACY else 0.0
@@ -93,7 +100,10 @@ def _band(axes: "Axes", band: Band, colour: str, line: str, above: float) -> Non
     around = np.array([deviation or 0.0 for deviation in band.deviations])
     shown = places > above
     places, means, around = places[shown], means[shown], around[shown]
-    axes.plot(places, means, color=colour, linestyle=line, label=label, lw=1.4)
+    (curve,) = axes.plot(
+        places, means, color=colour, linestyle=line, label=label, lw=1.4
+    )
+    curve.set_marker("o" if len(places) == 1 else "")  # one point makes no line
     axes.fill_between(
         places, means - around, means + around, color=colour, alpha=0.2, lw=0
     )

@@ -231,6 +231,11 @@ class RunConfig(BaseModel):
                 f"patience = {config.patience} needs validation: validation-fraction "
                 "and fraction-evaluate must be above 0"
             )
+        if config.error_feedback and config.compression == "none":
+            raise ConfigError(
+                "error-feedback = true needs a compression that leaves something out: "
+                'compression = "int4", or "topk"'
+            )
         if config.evaluate_training and config.dataset == "private":
             raise ConfigError(
                 "evaluate-training = true is not allowed with dataset = 'private': the "

@@ -16,6 +16,7 @@ from packaging.requirements import Requirement
 from fl_app import artifacts, environment
 from fl_app.config import ConfigError, RunConfig
 from fl_app.data import cache, datasets
+from fl_app.server_app import build_strategy, check_model
 
 
 @dataclass(frozen=True)
@@ -204,7 +205,7 @@ def _writable(folder: Path) -> bool:
 
 
 def _run(config: RunConfig) -> Iterator[Finding]:
-    """The wanted run: its data and its results folder."""
+    """The wanted run: its data, what is to be done with them, its results folder."""
     try:
         data = datasets.load(config)
         partition = data.partition(config, environment.default_nodes())
@@ -213,6 +214,8 @@ def _run(config: RunConfig) -> Iterator[Finding]:
             f"dataset {config.dataset!r}: {len(data.train_labels)} training and "
             f"{len(data.test_labels)} test examples, {len(partition.clients)} clients",
         )
+        check_model(build_strategy(config), config, data)
+        yield Finding(True, f"strategy {config.strategy!r} and model {config.model!r}")
     except ConfigError as error:
         yield Finding(False, str(error))
     try:

@@ -1,7 +1,7 @@
 """Follows a run from its folder and shows how it goes, in a terminal or a log."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from rich.console import Console
@@ -106,7 +106,8 @@ def figures_of(row: dict[str, Any]) -> str:
     elif row["train_loss"] is not None:
         parts.append(f"training loss {row['train_loss']:.4f}")
     if row["num_failures"]:
-        parts.append(f"{row['num_failures']} clients failed")
+        number = row["num_failures"]
+        parts.append(f"{number} client{'s' if number > 1 else ''} left out")
     return "  ".join(parts)
 
 
@@ -139,7 +140,8 @@ def print_result(console: Console, folder: RunFolder) -> None:
     """Print a finished run's figures and where its pictures are."""
     summary = folder.summary()
     assert summary is not None
-    last = folder.metrics()[-1]
+    rows = folder.metrics()
+    last = rows[-1]
     table = Table(title=folder.name, show_header=False, title_justify="left")
     for label, value in (
         ("test accuracy", _figure(summary["final_test_accuracy"])),
@@ -147,12 +149,30 @@ def print_result(console: Console, folder: RunFolder) -> None:
         ("validation accuracy", _figure(last["validation_accuracy"])),
         ("rounds", str(summary["rounds"])),
         ("seconds", f"{summary['total_seconds']:.1f}"),
+        *_messages(folder, rows),
         ("model", summary["model_sha256"][:16]),
     ):
         table.add_row(label, value)
     console.print(table)
     for name in (CURVES, PARTITION):
         console.print(str(folder.path / name), soft_wrap=True, highlight=False)
+
+
+def _messages(
+    folder: RunFolder, rows: list[dict[str, Any]]
+) -> Iterator[tuple[str, str]]:
+    """Yield what clients sent, and how often one was left out and why; if at all."""
+    sent = sum(row["upload_bytes"] or 0 for row in rows)
+    if sent:
+        options = (folder.config() or {}).get("options", {})
+        codec = options.get("compression", "none")
+        how = "" if codec == "none" else f" ({codec})"
+        yield "sent by clients", f"{sent / 1e6:.3g} MB{how}"
+    left_out = sum(row["num_failures"] for row in rows)
+    if left_out:
+        first = next(row for row in folder.clients() if row.get("failure"))
+        times = f"{left_out} time{'s' if left_out > 1 else ''}"
+        yield "clients left out", f"{times}; first: {first['failure']}"
 
 
 def _figure(value: float | None) -> str:

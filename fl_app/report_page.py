@@ -116,7 +116,9 @@ divided by {{ options.partitioner }}, seed {{ options.seed }}</p>
 <h2>How to repeat it</h2>
 <pre><code>{{ command }}</code></pre>
 <p>With the versions below, on a machine of the same kind, it ends with
-<code>model_sha256</code> <code>{{ summary.model_sha256 }}</code>.</p>
+<code>model_sha256</code> <code>{{ summary.model_sha256 }}</code>
+{%- if num_failures %}, if the same clients are left out{% endif %}
+{%- if options["clients-together"] > 1 %}, on as many nodes{% endif %}.</p>
 {% for again in resumed %}
 <p>It was stopped and went on after round {{ again.after_round }}.</p>
 {% endfor %}

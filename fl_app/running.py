@@ -108,7 +108,10 @@ def run(
                 patience=_PATIENCE_SECONDS,
             )
         except KeyboardInterrupt:
-            return _stop(connection, run_id, folder, STOPPED, again)
+            console.print("stopping the run, which takes some seconds")
+            failure = _stop(connection, run_id, folder, STOPPED, again)
+            # One of several that has come to its end is no reason to begin the next.
+            return failure or (STOPPED if view else None)
         if waits:
             reason = (
                 f"it was {waits} for {_PATIENCE_SECONDS:g} seconds: another run may "
@@ -153,12 +156,14 @@ def stopped_by_signals() -> Iterator[None]:
 
 def _stop(
     connection: "Connection", run_id: int, folder: RunFolder, reason: str, again: str
-) -> str:
-    """Stop the run, wait until it has, and say so."""
+) -> str | None:
+    """Stop the run, wait until it has, and say so; None if it came to its end."""
     connection.stop(run_id)
     deadline = time.monotonic() + _STOP_SECONDS
     while not connection.status(run_id).finished and time.monotonic() < deadline:
         time.sleep(0.3)
+    if connection.status(run_id).completed and folder.summary() is not None:
+        return None
     return _failure(folder, reason, again)
 
 
@@ -193,7 +198,8 @@ def _failure(folder: RunFolder, details: str, again: str) -> str:
     if trace:
         parts.append(f"First failure: {trace}")
     if folder.path.exists():
-        parts.append(f"What it left is in {folder.path}")
+        done = max((row["round"] for row in folder.metrics()), default=0)
+        parts.append(f"What it left, of {done} rounds, is in {folder.path}")
     if checkpoints.exist(folder.path):
         parts.append(f"To go on: {again}")
     return "\n".join(parts)

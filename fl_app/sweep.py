@@ -28,6 +28,7 @@ from fl_app.config import ConfigError, RunConfig, meant
 from fl_app.data.datasets import recipe_for
 from fl_app.environment import check_nodes, default_options, find_project
 from fl_app.following import RunView
+from fl_app.server_app import build_strategy
 
 _PAIR = re.compile(r"(\S+?)=(\[[^\]]*\]|'[^']*'|\"[^\"]*\"|\S+)")
 _MOST = 1000
@@ -121,6 +122,8 @@ def grid(arguments: Sequence[str] | None, name: str) -> list[Cell]:
         config = RunConfig.from_options(declared | given, recipe_for)
         if config.regime != "federated":
             config = baseline.named(config)  # or it has no baseline
+        else:
+            build_strategy(config)  # or its options do not go together
         cells.append(Cell(config, given))
     names = [cell.config.run_name for cell in cells]
     if twice := next((name for name in names if names.count(name) > 1), None):
@@ -211,6 +214,8 @@ def _run(console: Console, view: RunView, cell: Cell, nodes: int) -> str | None:
         return simulation.run(console, find_project(), config, given, nodes, view)
     except KeyboardInterrupt:
         return running.STOPPED
+    except ConfigError as error:
+        return str(error)
     except Exception as error:  # the other runs go on
         return f"{type(error).__name__}: {error}"
 

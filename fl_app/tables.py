@@ -39,7 +39,7 @@ def table(methods: Sequence[Method], tail: int) -> tuple[list[str], list[list[st
         tail: rounds over which to average at the end; 0 leaves those columns out.
     """
     header = ["method", "seeds", "rounds", "test accuracy", "test loss"]
-    header += ["seconds", "MB up", "MB down"]
+    header += ["seconds in all", "MB up", "MB down"]
     spread = any(method.spread("mean") for method in methods)
     header += _SPREAD.values() if spread else []
     if tail:
@@ -59,7 +59,7 @@ def _row(method: Method, tail: int, *, spread: bool) -> list[str]:
         _text(method.final("rounds"), 0),
         *(_text(method.final(f"final_test_{of}"), 4) for of in ("accuracy", "loss")),
         _text(method.final("total_seconds"), 0),
-        *(f"{_megabytes(method, way):.1f}" for way in ("upload", "download")),
+        *(_digits(_megabytes(method, way)) for way in ("upload", "download")),
     ]
     if spread:
         cells += [_text(method.spread(key), 4) for key in _SPREAD]
@@ -81,6 +81,11 @@ def _text(figure: Figure | None, digits: int) -> str:
     return figure.text(digits) if digits else f"{figure.mean:.0f}"
 
 
+def _digits(value: float) -> str:
+    """Return three significant digits, and no fewer than there are before the point."""
+    return f"{value:.0f}" if value >= 100 else f"{value:#.3g}"
+
+
 def _megabytes(method: Method, way: str) -> float:
     """Return what a run sent one way, in 10^6 bytes: the mean over the seeds."""
     return fmean(sum(run.column(f"{way}_bytes").values()) for run in method.runs) / 1e6
@@ -93,7 +98,7 @@ def markdown(methods: Sequence[Method], tail: int) -> str:
     text = "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
     found = difference_lines(methods)
     if found:
-        text += "\nDifference in test accuracy, seed by seed:\n\n"
+        text += "\nDifferences in test accuracy are seed by seed:\n\n"
         text += "".join(f"- {line}\n" for line in found)
     return text
 
@@ -122,7 +127,7 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def difference_lines(methods: Sequence[Method]) -> list[str]:
-    """Return a line on each method's difference to the first, or why there is none."""
+    """Return lines on each method's difference to the first, or why there is none."""
     lines = []
     named = {label for label, _, _ in differences(methods)}
     for method in methods[1:]:
@@ -130,6 +135,11 @@ def difference_lines(methods: Sequence[Method]) -> list[str]:
         if label not in named:
             why = "no common seed, or another data set or number of rounds"
             lines.append(f"{label}: not compared ({why})")
+    if len({method.option("compression") for method in methods}) > 1:
+        lines.append(
+            "MB up: without compression a node that trains several clients sends one "
+            "sum, of 8 bytes a weight; with it, each client's update"
+        )
     for label, difference, seeds in differences(methods):
         signed = ("+" if difference.mean >= 0 else "") + difference.text(4)
         count = f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}"

@@ -96,6 +96,13 @@ def test_doctor_finds_what_is_wrong_with_a_run(tmp_path: Path) -> None:
     done = fl_app(tmp_path, "doctor", "-c", 'dataset="mnist" data-dir="/none"')
     assert done.returncode == 1
     assert "wrong  dataset = 'mnist' is not in data-dir" in done.stdout
+    for options, said in (
+        ('compression="topk" strategy="fedmedian"', "use int8 or int4"),
+        ('model="improved-cnn" clients-together=4', "set clients-together = 1"),
+    ):
+        done = fl_app(tmp_path, "doctor", "-c", options)
+        assert done.returncode == 1
+        assert said in done.stdout
 
 
 def test_doctor_names_who_holds_the_port(
@@ -144,14 +151,13 @@ def test_a_network_is_refused_in_one_line(
     ("given", "expected"),
     [
         (["--quantization"], "int8"),
-        (["--quantization", "-c", 'compression="int4"'], "int4"),
+        (["--quantization", "-c", 'compression="int8" seed=3'], "int8"),
         ([], "none"),
     ],
 )
 def test_quantization_is_short_for_int8(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: list[str], expected: str
 ) -> None:
-    """What is said in full wins."""
     started = []
 
     def noting(console: Any, project: Any, config: RunConfig, *rest: Any) -> str:
@@ -164,6 +170,15 @@ def test_quantization_is_short_for_int8(
     done = CliRunner().invoke(cli.cli, ["run", *given])
     assert done.exit_code == 1
     assert started == [expected]
+
+
+@pytest.mark.parametrize("other", ["int4", "none"])
+def test_quantization_beside_another_codec_is_refused(
+    tmp_path: Path, other: str
+) -> None:
+    done = fl_app(tmp_path, "run", "--quantization", "-c", f'compression="{other}"')
+    assert done.returncode != 0
+    assert f"-c says '{other}': give one of them" in done.stderr
 
 
 def test_a_federation_that_is_not_there(tmp_path: Path) -> None:

@@ -109,22 +109,22 @@ def test_what_a_codec_says_itself_is_not_said_again(tmp_path: Path) -> None:
     assert [method.label for method in found] == [
         "fedavg compression=none",
         "fedavg compression=int8",
-        "fedavg error-feedback=True compression=int8",
-        "fedavg compression-ratio=0.1 compression=topk",
+        "fedavg compression=int8 error-feedback=True",
+        "fedavg compression=topk compression-ratio=0.1",
         "fedavg compression=int4",
-        "fedavg compression-rounding=stochastic compression=int4",
+        "fedavg compression=int4 compression-rounding=stochastic",
     ]
 
 
 def test_curves_that_end_far_apart_are_over_a_logarithmic_axis() -> None:
-    def scale(*ends: float) -> str:
+    def scale(*ends: float, far_apart: bool = True) -> str:
         axes = plots.new_figure(3, 3).subplots()
         bands = [
             comparison_picture.Band("a", [0, end / 2, end], [0.1, 0.5, 0.9], [None] * 3)
             for end in ends
         ]
         panel = comparison_picture.Panel(
-            "t", "megabytes", comparison_picture.ACCURACY, bands
+            "t", "megabytes", comparison_picture.ACCURACY, bands, far_apart
         )
         comparison_picture._panel(axes, panel)
         assert len(axes.lines[0].get_xdata()) == (  # type: ignore[arg-type]
@@ -134,6 +134,17 @@ def test_curves_that_end_far_apart_are_over_a_logarithmic_axis() -> None:
 
     assert scale(100, 300) == "linear"
     assert scale(1, 300) == "log"
+    assert scale(1, 300, far_apart=False) == "linear"
+
+
+def test_a_single_point_can_be_seen() -> None:
+    axes = plots.new_figure(3, 3).subplots()
+    bands = [
+        comparison_picture.Band(str(n), range(n), [0.5] * n, [None] * n) for n in (1, 3)
+    ]
+    panel = comparison_picture.Panel("t", "round", comparison_picture.ACCURACY, bands)
+    comparison_picture._panel(axes, panel)
+    assert [line.get_marker() for line in axes.lines] == ["o", ""]
 
 
 def test_the_clients_momentum_is_not_the_servers(tmp_path: Path) -> None:
@@ -269,7 +280,7 @@ def test_the_command_prints_and_writes(
     assert folder == tmp_path / "out"
     text = (folder / "comparison.md").read_text()
     assert (
-        "| fedavg | 0 1 2 | 1 | 0.6000 ± 0.1000 | 0.4000 ± 0.1000 | 10 | 1.5 |" in text
+        "| fedavg | 0 1 2 | 1 | 0.6000 ± 0.1000 | 0.4000 ± 0.1000 | 10 | 1.50 |" in text
     )
     assert "| fedprox proximal-mu=0.1 | 0 1 2 |" in text
     assert (

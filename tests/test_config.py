@@ -4,7 +4,7 @@ import pytest
 
 from fl_app.config import PROJECT_VARIABLE, ConfigError, RunConfig, project_path
 from fl_app.data import datasets
-from tests.conftest import Configure, default_options
+from tests.conftest import Configure, default_options, make_config
 
 
 def test_auto_takes_the_recipe_of_the_data_set(configure: Configure) -> None:
@@ -66,6 +66,7 @@ def test_given_values_win_over_the_recipe(configure: Configure) -> None:
         ("run-name", "../elsewhere", "letters, digits, dots"),
         ("validation-fraction", 1.0, "less than 1"),
         ("round-timeout", 0.0, "greater than 0"),
+        ("clients-together", 0, "greater than or equal to 1"),
     ],
 )
 def test_a_bad_value_is_named_with_what_is_allowed(
@@ -78,6 +79,12 @@ def test_a_bad_value_is_named_with_what_is_allowed(
     assert repr(value) in message
     assert said in message
     assert "\n" not in message
+
+
+def test_feedback_needs_a_codec_that_leaves_something_out() -> None:
+    with pytest.raises(ConfigError, match="error-feedback = true needs a compression"):
+        make_config(error_feedback=True)
+    assert make_config(error_feedback=True, compression="int8").error_feedback
 
 
 def test_an_unknown_option_is_named() -> None:

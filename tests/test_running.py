@@ -1,12 +1,16 @@
 """What the command line does around a run, without one."""
 
+import io
 import os
 import signal
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+from rich.console import Console
 
-from fl_app import resuming, running
+from fl_app import following, resuming, running
 from fl_app.artifacts import RunFolder
 from tests.conftest import make_config
 
@@ -59,3 +63,65 @@ def test_the_command_to_go_on_names_the_folder_of_results(tmp_path: Path) -> Non
     assert running._resuming("fl-app network --nodes 3", there) == (
         f'fl-app network --nodes 3 -c \'resume="run" results-dir="{tmp_path}"\''
     )
+
+
+@dataclass
+class Ended:
+    """A SuperLink whose run has come to its end."""
+
+    finished = completed = True
+    state, sub_state, details = "finished", "completed", ""
+
+    def start(self, *_: Any) -> int:
+        return 1
+
+    def stop(self, run_id: int) -> None:
+        assert run_id == 1
+
+    def status(self, run_id: int) -> "Ended":
+        return self
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_run_that_ended_before_it_was_stopped_has_not_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: bool
+) -> None:
+    """But a sweep, which shares its view among runs, does not begin the next."""
+    config = make_config(results_dir=str(tmp_path), run_name="run")
+    folder = RunFolder.create(config)
+    folder.write_summary({"rounds": 1})
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(running, "follow", interrupted)
+    console = Console(file=io.StringIO())
+    view = following.RunView(console, 3) if shared else None
+    given = (Ended, tmp_path, config, {}, {}, "fl-app run", view)  # type: ignore[var-annotated]
+    assert running.run(console, *given) == (running.STOPPED if shared else None)  # type: ignore[arg-type]
+    assert "stopping the run" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_what_is_told_of_a_finished_run(tmp_path: Path) -> None:
+    config = make_config(results_dir=str(tmp_path), run_name="run", compression="int8")
+    folder = RunFolder.create(config)
+    row = {"round": 1, "validation_accuracy": None, "upload_bytes": 1_234_567}
+    folder.write_metrics([row | {"num_failures": 2}])
+    folder.append_clients(
+        [{"round": 1, "client": 4, "node": "1", "failure": "StateError: gone"}]
+    )
+    folder.write_summary(
+        {
+            "final_test_accuracy": 0.5,
+            "final_test_loss": None,
+            "rounds": 1,
+            "total_seconds": 2.0,
+            "model_sha256": "ab" * 32,
+        }
+    )
+    console = Console(file=io.StringIO(), width=100)
+    following.print_result(console, folder)
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "1.23 MB (int8)" in printed
+    assert "2 times; first: StateError: gone" in printed
+    assert "not measured" in printed

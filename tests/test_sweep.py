@@ -53,6 +53,7 @@ def test_every_combination_the_last_list_fastest() -> None:
         ('seed=[0,1] resume="x"', "leave resume out"),
         (f"seed={[*range(1001)]}", "1001 runs, at most 1000"),
         ('regime=["federated","central"] patience=2', "patience is not allowed here"),
+        ('strategy=["fedavg","fedmedian"] compression="topk"', "use int8 or int4"),
         ('test-path=["/a/x","/b/x"]', "two runs of the grid would be called"),
     ],
 )
