@@ -258,7 +258,12 @@ def arrays(folder: RunFolder) -> Any:
         {"strategy": "fedprox", "straggler-fraction": 0.5},
         {"strategy": "scaffold", "compression": "int8"},
         # Slowly: at its own rate this model magnifies a last bit a thousandfold.
-        {"strategy": "fedbn", "model": "resnet", "learning-rate": 0.001},
+        {
+            "strategy": "fedbn",
+            "model": "resnet",
+            "learning-rate": 0.001,
+            "num-clients": 4,
+        },
     ],
 )
 def test_a_run_comes_to_the_same(tmp_path: Path, changes: dict[str, Any]) -> None:
