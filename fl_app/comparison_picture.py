@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle
-from math import inf
+from math import ceil, inf
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +20,7 @@ _COLOURS = [
     *(plots.BLUE, plots.ORANGE, "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 ]
 _LINES = ["-", "--", "-.", ":"]
+_BEGINNING = 10  # a share of so many of a curve's rounds
 _FAR = 4  # times: curves that end so far apart are drawn over a logarithmic axis
 _SHORT = 48  # letters: labels up to that fit beside each other
 
@@ -89,8 +90,30 @@ def _panel(axes: "Axes", panel: Panel) -> None:
         axes.set_xlabel(f"{panel.across} (logarithmic)")
     axes.margins(x=0)
     axes.grid(**plots.GRID)
-    bottom = max(0.0, axes.get_ylim()[0]) if panel.up == ACCURACY else 0.0
-    axes.set_ylim(bottom=bottom)
+    axes.set_ylim(*_limits(panel))
+
+
+def _limits(panel: Panel) -> tuple[float, float]:
+    """Return the ends of the upright axis: what shows the curves after their beginning.
+
+    In the first tenth of its rounds a model goes from guessing to knowing most; drawn
+    whole, that leaves the differences of methods a hair's breadth.
+    """
+    low, high = inf, -inf
+    for band in panel.bands:
+        later = slice(ceil(len(band.means) / _BEGINNING), None)
+        means = np.array(band.means)
+        around = np.array([deviation or 0.0 for deviation in band.deviations])
+        for value in (means - around)[later]:
+            low = min(low, value)
+        for value in (means + around)[later]:
+            high = max(high, value)
+    if low > high:  # no curve has more than a beginning
+        return 0.0, 1.0 if panel.up == ACCURACY else 3.0
+    margin = 0.05 * (high - low) or 0.01
+    if panel.up == ACCURACY:
+        return max(0.0, low - margin), min(1.0, high + margin)
+    return 0.0, high + margin
 
 
 def _band(axes: "Axes", band: Band, colour: str, line: str, above: float) -> None:

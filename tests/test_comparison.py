@@ -137,6 +137,26 @@ def test_curves_that_end_far_apart_are_over_a_logarithmic_axis() -> None:
     assert scale(1, 300, far_apart=False) == "linear"
 
 
+def test_the_beginning_does_not_dwarf_the_rest() -> None:
+    def limits(up: str, *curves: list[float]) -> tuple[float, float]:
+        bands = [
+            comparison_picture.Band("a", range(len(c)), c, [0.01] * len(c))
+            for c in curves
+        ]
+        panel = comparison_picture.Panel("t", "round", up, bands)
+        return comparison_picture._limits(panel)
+
+    rising = [0.1, 0.6, *[0.9] * 17, 0.92]  # two rounds are the beginning
+    assert limits(comparison_picture.ACCURACY, rising) == pytest.approx((0.888, 0.932))
+    other = [0.1, 0.6, *[0.8] * 18]
+    low, _ = limits(comparison_picture.ACCURACY, rising, other)
+    assert low == pytest.approx(0.79 - 0.05 * 0.14)
+    assert limits(comparison_picture.ACCURACY, [1.0] * 20)[1] == 1.0
+    falling = [2.3, 1.0, *[0.2] * 18]
+    assert limits(comparison_picture.LOSS, falling) == pytest.approx((0.0, 0.211))
+    assert limits(comparison_picture.ACCURACY, [0.5]) == (0.0, 1.0)
+
+
 def test_a_single_point_can_be_seen() -> None:
     axes = plots.new_figure(3, 3).subplots()
     bands = [
