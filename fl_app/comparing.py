@@ -61,7 +61,7 @@ def _print(console: Console, methods: Sequence[Method], tail: int) -> None:
         for cells in lines:
             table.add_row(*cells)
         console.print(table)
-    for line in tables.difference_lines(methods):
+    for line in [*tables.difference_lines(methods), *tables.notes(methods)]:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 

@@ -30,7 +30,6 @@ _TRAINING = {"optimizer", "momentum"}
 
 _CODECS = ("compression", "download-compression")
 _OF_CODECS = {"compression-ratio", "compression-rounding", "error-feedback"}
-_RATIO = 0.01  # as declared
 
 _COMPARABLE = ("dataset", "num-server-rounds")
 """Options in which methods must agree for their difference to say something."""
@@ -146,7 +145,8 @@ class Run:
 def _said_by_codec(options: Mapping[str, Any]) -> set[str]:
     """Return options of compression that it does not read, or that are its own."""
     codec, feedback = options["compression"], options["error-feedback"]
-    usual = options["compression-ratio"] == _RATIO
+    declared = default_options(find_project())
+    usual = options["compression-ratio"] == declared["compression-ratio"]
     said = {"compression-ratio"} if usual or codec not in compression.SPARSE else set()
     if codec == "none" or feedback == (codec in compression.FEEDBACK):
         said.add("error-feedback")

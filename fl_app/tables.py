@@ -98,9 +98,9 @@ def markdown(methods: Sequence[Method], tail: int) -> str:
     text = "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
     found = difference_lines(methods)
     if found:
-        text += "\nDifferences in test accuracy are seed by seed:\n\n"
+        text += "\nDifference in test accuracy, seed by seed:\n\n"
         text += "".join(f"- {line}\n" for line in found)
-    return text
+    return text + "".join(f"\n{line}.\n" for line in notes(methods))
 
 
 def records(methods: Sequence[Method], tail: int) -> list[dict[str, Any]]:
@@ -126,8 +126,18 @@ def _mean(values: Sequence[float]) -> float | None:
     return fmean(values) if values else None
 
 
+def notes(methods: Sequence[Method]) -> list[str]:
+    """Return what a reader of the table must know beside it."""
+    if len({method.option("compression") for method in methods}) < 2:
+        return []
+    return [
+        "MB up: without compression a node that trains several clients sends one sum, "
+        "of 8 bytes a weight; with it, each client's update"
+    ]
+
+
 def difference_lines(methods: Sequence[Method]) -> list[str]:
-    """Return lines on each method's difference to the first, or why there is none."""
+    """Return a line on each method's difference to the first, or why there is none."""
     lines = []
     named = {label for label, _, _ in differences(methods)}
     for method in methods[1:]:
@@ -135,11 +145,6 @@ def difference_lines(methods: Sequence[Method]) -> list[str]:
         if label not in named:
             why = "no common seed, or another data set or number of rounds"
             lines.append(f"{label}: not compared ({why})")
-    if len({method.option("compression") for method in methods}) > 1:
-        lines.append(
-            "MB up: without compression a node that trains several clients sends one "
-            "sum, of 8 bytes a weight; with it, each client's update"
-        )
     for label, difference, seeds in differences(methods):
         signed = ("+" if difference.mean >= 0 else "") + difference.text(4)
         count = f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
