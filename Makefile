@@ -1,5 +1,7 @@
 # Each target sets up what it needs; nothing else has to be installed but Python and make.
 PYTHON ?= python3
+# Where the environment is to lie, if not below the project: `.venv` is then a link there.
+VENV ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 
@@ -11,9 +13,11 @@ help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 install: $(STAMP) ## make .venv with the tested versions of everything
+	@[ -z "$(VENV)" ] || [ -L .venv ] || { echo "VENV: .venv is a folder already; make clean first" >&2; exit 1; }
 
 $(STAMP): pyproject.toml constraints.txt
 	@echo "Installing into .venv: PyTorch is large, this takes some minutes the first time."
+	@[ -z "$(VENV)" ] || [ -d .venv ] || { mkdir -p "$(VENV)" && ln -sfn "$(abspath $(VENV))" .venv; }
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@

@@ -37,6 +37,7 @@ NAMES = {
     "naive": "a tutorial's step alone",
     "ours": "fl-app",
     "plain": "plain Flower",
+    "pinned": "plain Flower, a core a client",
     "pfl": "pfl-research",
 }
 console = Console()
@@ -137,7 +138,8 @@ def run(name: str, case: Path) -> Found:
         cores = len(os.sched_getaffinity(0))
         torchrun = [str(pfl() / "torchrun"), f"--nproc_per_node={cores}"]
         return side("pfl_side.py", *arguments, python=torchrun)
-    return side("flower_run.py", *arguments, *(["--plain"] if name == "plain" else []))
+    kind = {"ours": [], "plain": ["--plain"], "pinned": ["--plain", "--pinned"]}[name]
+    return side("flower_run.py", *arguments, *kind)
 
 
 def pfl() -> Path:

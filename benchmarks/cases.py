@@ -26,7 +26,7 @@ class Case:
     momentum: float = 0.9
     validation_fraction: float = 0.0
     """Of a client's part, set aside so that `examples` are left to train on."""
-    sides: tuple[str, ...] = ("floor", "naive", "ours", "plain", "pfl")
+    sides: tuple[str, ...] = ("floor", "naive", "ours", "plain", "pinned", "pfl")
     seed: int = 0
 
     @property

@@ -1,12 +1,14 @@
 """An app through Flower's Ray-backed simulation: ours, or a plain one.
 
-    python benchmarks/sides/flower_run.py --case CASE --output FILE [--plain]
+    python benchmarks/sides/flower_run.py --case CASE --output FILE [--plain [--pinned]]
 
 In a Flower home of its own, so that the SuperLink is a fresh one. Ours is started by
 `flwr run`, as a user does; the plain app (`benchmarks/plain_flower`, one message a
-client) likewise, over as many simulated nodes as it has clients. Writes the seconds of
-each round without evaluation, those of the server's evaluations, of the start, and the
-peak memory of all processes.
+client) likewise, over as many simulated nodes as it has clients: with the resources
+that Flower gives a client where nothing is said (two cores) and PyTorch's own number of
+threads, as in a quickstart; or (`--pinned`) with a core and a thread a client. Writes
+the seconds of each round without evaluation, those of the server's evaluations, of the
+start, and the peak memory of all processes.
 """
 
 import argparse
@@ -19,6 +21,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -34,9 +37,10 @@ def main() -> None:
     parser.add_argument("--case", required=True)
     parser.add_argument("--output", required=True)
     parser.add_argument("--plain", action="store_true")
+    parser.add_argument("--pinned", action="store_true")
     arguments = parser.parse_args()
     case = json.loads(Path(arguments.case).read_text())
-    run = plain if arguments.plain else ours
+    run = partial(plain, pinned=arguments.pinned) if arguments.plain else ours
     with tempfile.TemporaryDirectory() as home, Home(Path(home)) as flower:
         Path(arguments.output).write_text(json.dumps(run(flower, case)))
 
@@ -173,7 +177,7 @@ class FirstRound:
             self.times += [now] * (rows - len(self.times))
 
 
-def plain(home: Home, case: Mapping[str, Any]) -> dict[str, Any]:
+def plain(home: Home, case: Mapping[str, Any], *, pinned: bool) -> dict[str, Any]:
     """Run the plain app, one simulated node a client; return its figures."""
     output = home.folder / "plain.json"
     options = {
@@ -183,10 +187,14 @@ def plain(home: Home, case: Mapping[str, Any]) -> dict[str, Any]:
         "batch-size": case["batch_size"],
         "learning-rate": case["learning_rate"],
         "held-out": case["validation_fraction"],
+        "num-threads": 1 if pinned else 0,
         "evaluate": False,
         "output": str(output),
     }
-    nodes = f"num-supernodes={case['num_clients']} client-resources-num-cpus=1"
+    nodes = f"num-supernodes={case['num_clients']}"
+    nodes += " client-resources-num-cpus=1" if pinned else ""
+    if not pinned:
+        home.variables.pop("OMP_NUM_THREADS", None)
     home.command(
         *("flwr", "run", str(PLAIN), "local-simulation", "--stream"),
         *("--run-config", " ".join(f"{k}={_toml(v)}" for k, v in options.items())),

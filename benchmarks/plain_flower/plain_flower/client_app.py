@@ -12,6 +12,11 @@ from plain_flower import task
 app = ClientApp()
 
 
+def _set_threads(context: Context) -> None:
+    if context.run_config["num-threads"]:
+        torch.set_num_threads(int(context.run_config["num-threads"]))
+
+
 def _batches(context: Context) -> tuple[DataLoader, DataLoader]:
     return task.load_client(
         str(context.run_config["data"]),
@@ -26,7 +31,7 @@ def _batches(context: Context) -> tuple[DataLoader, DataLoader]:
 def train(message: Message, context: Context) -> Message:
     """Train the received model on this client's data."""
     start = time.monotonic()
-    torch.set_num_threads(1)
+    _set_threads(context)
     model = task.build_model(str(context.run_config["data"]))
     model.load_state_dict(message.content["arrays"].to_torch_state_dict())
     options = context.run_config
@@ -48,7 +53,7 @@ def train(message: Message, context: Context) -> Message:
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Evaluate the received model on this client's held-out data."""
-    torch.set_num_threads(1)
+    _set_threads(context)
     model = task.build_model(str(context.run_config["data"]))
     model.load_state_dict(message.content["arrays"].to_torch_state_dict())
     _, batches = _batches(context)

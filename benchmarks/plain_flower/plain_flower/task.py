@@ -44,19 +44,32 @@ def load_client(
     data: str, part: int, parts: int, batch_size: int, held_out: float
 ) -> tuple[DataLoader, DataLoader]:
     """Return a client's training and validation batches."""
-    mine: Dataset
     if data:
-        mine = _parts(data, parts).load_partition(part).with_transform(_transformed)
+        kept, held = _images_of(part, data, parts, held_out)
     else:
-        train, _ = _digits()
-        mine = Subset(train, range(part, len(train), parts))
-    cut = round(len(mine) * (1 - held_out))
+        kept, held = _digits_of(part, parts, held_out)
     return (
-        DataLoader(Subset(mine, range(cut)), batch_size=batch_size, shuffle=True,
-                   collate_fn=_collate),
-        DataLoader(Subset(mine, range(cut, len(mine))), batch_size=batch_size,
-                   collate_fn=_collate),
-    )  # fmt: skip
+        DataLoader(kept, batch_size=batch_size, shuffle=True, collate_fn=_collate),
+        DataLoader(held, batch_size=batch_size, collate_fn=_collate),
+    )
+
+
+def _digits_of(part: int, parts: int, held_out: float) -> tuple[Dataset, Dataset]:
+    train, _ = _digits()
+    mine = Subset(train, range(part, len(train), parts))
+    cut = round(len(mine) * (1 - held_out))
+    return Subset(mine, range(cut)), Subset(mine, range(cut, len(mine)))
+
+
+def _images_of(
+    part: int, data: str, parts: int, held_out: float
+) -> tuple[Dataset, Dataset]:
+    mine = _parts(data, parts).load_partition(part)
+    if not held_out:
+        return mine.with_transform(_transformed), Subset(mine, [])
+    split = mine.train_test_split(test_size=held_out, seed=42)
+    split = split.with_transform(_transformed)
+    return split["train"], split["test"]
 
 
 def _digits() -> tuple[TensorDataset, TensorDataset]:
