@@ -17,8 +17,8 @@ install: $(STAMP) ## make .venv with the tested versions of everything
 
 $(STAMP): pyproject.toml constraints.txt
 	@echo "Installing into .venv: PyTorch is large, this takes some minutes the first time."
-	@[ -z "$(VENV)" ] || [ -d .venv ] || { mkdir -p "$(VENV)" && ln -sfn "$(abspath $(VENV))" .venv; }
-	@$(PYTHON) -m venv .venv
+	@[ -z "$(VENV)" ] || [ -d .venv ] || ln -sfn "$(abspath $(VENV))" .venv
+	@$(PYTHON) -m venv "$$(readlink -f .venv || echo .venv)"
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 

@@ -71,12 +71,12 @@ class Home:
         while self._processes() and time.monotonic() < deadline:
             time.sleep(0.2)
 
-    def command(self, name: str, *arguments: str) -> None:
+    def command(self, name: str, *arguments: str, project: Path = PROJECT) -> None:
         """Run a command of the environment in this home, its memory watched."""
         process = subprocess.Popen(
             [str(_BIN / name), *arguments],
             env=self.variables,
-            cwd=PROJECT,
+            cwd=project,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

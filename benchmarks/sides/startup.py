@@ -3,17 +3,20 @@
     python -m benchmarks.sides.startup --output FILE
 
 The first run starts the SuperLink and reads the data; the next ones are counted. The
-round itself is in the figure: 10 clients, three local epochs.
+round itself is in the figure: 10 clients, three local epochs. Turn by turn from the
+project's folder and from a copy without `.venv`, as after `make install VENV=DIR`:
+Flower's command line looks at every file below the folder that it runs.
 """
 
 import argparse
 import json
+import shutil
 import tempfile
 import time
 from pathlib import Path
 from statistics import median
 
-from benchmarks.sides.flower_run import FirstRound, Home
+from benchmarks.sides.flower_run import PROJECT, FirstRound, Home
 
 _TURNS = 3
 
@@ -24,14 +27,33 @@ def main() -> None:
     parser.add_argument("--output", required=True)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, Home(Path(folder)) as home:
-        cold, *warm = [first_round(home, turn) for turn in range(_TURNS + 1)]
-    found = {"superlink_down": cold, "superlink_up": median(warm), "turns": warm}
+        copy = Path(folder) / "fl-app"
+        unlike = shutil.ignore_patterns(".*", "results", "__pycache__")
+        shutil.copytree(PROJECT, copy, ignore=unlike)
+        cold = first_round(home, "cold", PROJECT)
+        within, outside = zip(
+            *(
+                (
+                    first_round(home, f"within-{turn}", PROJECT),
+                    first_round(home, f"outside-{turn}", copy),
+                )
+                for turn in range(_TURNS)
+            ),
+            strict=True,
+        )
+    found = {
+        "superlink_down": cold,
+        "superlink_up": median(within),
+        "turns": within,
+        "environment_outside": median(outside),
+        "outside_turns": outside,
+    }
     Path(arguments.output).write_text(json.dumps(found))
 
 
-def first_round(home: Home, turn: int) -> float:
+def first_round(home: Home, name: str, project: Path) -> float:
     """Run two rounds; return the seconds until the first one's figures are there."""
-    folder = home.folder / f"run-{turn}"
+    folder = home.folder / name
     options = f'num-server-rounds=2 run-name="{folder.name}"'
     options += f' results-dir="{home.folder}"'
     rows = FirstRound(folder / "metrics.jsonl")
@@ -40,6 +62,7 @@ def first_round(home: Home, turn: int) -> float:
         home.command(
             *("flwr", "run", ".", "local-simulation", "--stream"),
             *("--run-config", options),
+            project=project,
         )
     return rows.times[1] - began
 
