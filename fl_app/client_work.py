@@ -183,6 +183,19 @@ class ClientWork:
         share = {wire.SECONDS: (time.monotonic() - start) / number}
         return [partial(_result, outcome, share) for outcome in outcomes]
 
+    def _update(self, model: "nn.Module", start: "task.Snapshot | None") -> Arrays:
+        """Return what training changed; `start` is the resident model's, if it is that.
+
+        Differences to what the model was put back to save two copies of all weights.
+        """
+        from fl_app import task
+
+        if start is not None and not self.pooled:
+            return start.changes()
+        local = task.get_arrays(model)
+        local = aggregation.to_moments(local) if self.pooled else local
+        return aggregation.subtract(local, self.base)
+
     def train(
         self,
         client: int,
@@ -211,11 +224,8 @@ class ClientWork:
         name = space.dataset.augmentation if config.augment else None
         augment = AUGMENTATIONS[name] if name else None
         memory = self._memories.of(client)
-        if model is None:
-            local_arrays = self._begin().arrays
-            model = space.model
-        else:
-            local_arrays = partial(task.get_arrays, model)
+        start_model = self._begin() if model is None else None
+        model = model or space.model
         self._strategy.client_model(model, memory)
 
         options = task.TrainOptions.of_round(config, self.round)
@@ -241,9 +251,7 @@ class ClientWork:
         )
         strategy = self._strategy
         metrics = strategy.client_train(model, training, self.options, memory)
-        local = local_arrays()
-        local = aggregation.to_moments(local) if self.pooled else local
-        update = aggregation.subtract(local, self.base)
+        update = self._update(model, start_model)
         update = strategy.client_update(update, metrics, self.options, memory)
         update |= {aggregation.BESIDE + name: a for name, a in memory.sent.items()}
         self._memories.keep(client, self.round, memory)

@@ -255,10 +255,7 @@ def evaluate(
 
 def get_arrays(model: nn.Module) -> dict[str, np.ndarray[Any, Any]]:
     """Return the model's state (parameters and buffers) as new arrays, by name."""
-    return _arrays(model.state_dict())
-
-
-def _arrays(state: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray[Any, Any]]:
+    state = model.state_dict()
     return {name: t.detach().cpu().numpy().copy() for name, t in state.items()}
 
 
@@ -300,9 +297,14 @@ class Snapshot:
         """Put the model back."""
         torch._foreach_copy_(self._tensors, self._kept)
 
-    def arrays(self) -> dict[str, np.ndarray[Any, Any]]:
-        """Return the model's present state; see `get_arrays`."""
-        return _arrays(self._state)
+    @torch.no_grad()
+    def changes(self) -> dict[str, np.ndarray[Any, Any]]:
+        """Return the model's present state less the kept one, as new arrays by name."""
+        changes = torch._foreach_sub(self._tensors, self._kept)
+        return {
+            name: change.cpu().contiguous().numpy()
+            for name, change in zip(self._state, changes, strict=True)
+        }
 
 
 def place(model: nn.Module) -> nn.Module:

@@ -29,6 +29,8 @@ from typing import Any
 PROJECT = Path(__file__).parents[2]
 PLAIN = PROJECT / "benchmarks" / "plain_flower"
 _BIN = Path(sys.executable).parent
+_SETTLED_SECONDS = 60.0
+"""How old a process is whose environment will not change any more by an exec."""
 
 
 def main() -> None:
@@ -48,10 +50,11 @@ def main() -> None:
 class Home:
     """A Flower home; its processes are watched, and ended with it."""
 
-    def __init__(self, folder: Path, look_seconds: float = 3.0) -> None:
-        """Look at the memory so often: each look takes 0.07 s of a core."""
+    def __init__(self, folder: Path, look_seconds: float = 5.0) -> None:
+        """Look at the memory so often: a look takes time of the cores that train."""
         self.folder = folder
         self._look_seconds = look_seconds
+        self._others: set[str] = set()
         self.variables = {
             **os.environ,
             "FLWR_HOME": str(folder / "flwr"),
@@ -98,9 +101,13 @@ class Home:
         mark = f"FLWR_HOME={self.folder / 'flwr'}\0".encode()
         found = []
         for process in Path("/proc").glob("[0-9]*"):
+            if process.name in self._others:
+                continue
             try:
                 if mark in (process / "environ").read_bytes():
                     found.append((int(process.name), process))
+                elif time.time() - process.stat().st_mtime > _SETTLED_SECONDS:
+                    self._others.add(process.name)
             except OSError:
                 continue
         return found
@@ -168,9 +175,12 @@ class FirstRound:
         self._thread.join()
 
     def _watch(self) -> None:
+        size = -1
         while not self._stop.wait(0.02):
             try:
-                rows = self._path.read_bytes().count(b"\n")
+                if (grown := self._path.stat().st_size) == size:
+                    continue
+                size, rows = grown, self._path.read_bytes().count(b"\n")
             except OSError:
                 continue
             now = time.time()
