@@ -65,23 +65,21 @@ def main() -> None:
             parser.error(
                 f"{results} is of another machine: move it away, or leave out --only"
             )
-    for case in CASES:
-        if case.name in chosen:
+    cases = {case.name: case for case in CASES}
+    found.setdefault("cases", {})
+    for name in chosen:
+        if case := cases.get(name):
             sides = [s for s in case.sides if s in (arguments.sides or NAMES)]
             taken = measure(case, sides, data_dir, arguments.rounds, arguments.turns)
-            found.setdefault("cases", {}).setdefault(case.name, {}).update(taken)
-    if "step" in chosen:
-        found["step"] = side("step.py")
-    if "server" in chosen:
-        found["server"] = side("server.py")
-    if "startup" in chosen:
-        found["startup"] = side("startup.py")
-    if "flute" in chosen:
-        found["flute"] = flute(data_dir)
-    if "growth" in chosen:
-        found["growth"] = growth(GROWTH, data_dir)
-        found["cohorts"] = growth(COHORTS, data_dir)
-    results.write_text(json.dumps(found, indent=2) + "\n")
+            found["cases"].setdefault(case.name, {}).update(taken)
+        elif name == "flute":
+            found["flute"] = flute(data_dir)
+        elif name == "growth":
+            found["growth"] = growth(GROWTH, data_dir)
+            found["cohorts"] = growth(COHORTS, data_dir)
+        else:
+            found[name] = side(f"{name}.py")
+        results.write_text(json.dumps(found, indent=2) + "\n")  # as far as it got
     (HERE / "results.png").write_bytes(picture.draw(found, NAMES))
     show(found)
 
