@@ -1,9 +1,11 @@
 # Each target sets up what it needs; nothing else has to be installed but Python and make.
 PYTHON ?= python3
 # Where the environment is to lie, if not below the project: `.venv` is then a link there.
-VENV ?=
+VENV =
 BIN := .venv/bin
 STAMP := .venv/.installed
+PLACED = [ -z "$(VENV)" ] || [ "$$(readlink -f .venv)" = "$$(readlink -f "$(VENV)")" ] || \
+	{ echo "VENV: .venv is elsewhere already; make clean first" >&2; exit 1; }
 
 export FLWR_TELEMETRY_ENABLED ?= 0
 
@@ -13,11 +15,12 @@ help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 install: $(STAMP) ## make .venv with the tested versions of everything
-	@[ -z "$(VENV)" ] || [ -L .venv ] || { echo "VENV: .venv is a folder already; make clean first" >&2; exit 1; }
+	@$(PLACED)
 
 $(STAMP): pyproject.toml constraints.txt
+	@[ -z "$(VENV)" ] || [ -e .venv ] || { mkdir -p "$(VENV)" && ln -sfn "$(abspath $(VENV))" .venv; }
+	@$(PLACED)
 	@echo "Installing into .venv: PyTorch is large, this takes some minutes the first time."
-	@[ -z "$(VENV)" ] || [ -d .venv ] || ln -sfn "$(abspath $(VENV))" .venv
 	@$(PYTHON) -m venv "$$(readlink -f .venv || echo .venv)"
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@

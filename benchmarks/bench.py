@@ -80,7 +80,7 @@ def main() -> None:
         else:
             found[name] = side(f"{name}.py")
         results.write_text(json.dumps(found, indent=2) + "\n")  # as far as it got
-    (HERE / "results.png").write_bytes(picture.draw(found, NAMES))
+        (HERE / "results.png").write_bytes(picture.draw(found, NAMES))
     show(found)
 
 

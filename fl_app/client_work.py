@@ -224,8 +224,9 @@ class ClientWork:
         name = space.dataset.augmentation if config.augment else None
         augment = AUGMENTATIONS[name] if name else None
         memory = self._memories.of(client)
-        start_model = self._begin() if model is None else None
-        model = model or space.model
+        start_model = None
+        if model is None:
+            start_model, model = self._begin(), space.model
         self._strategy.client_model(model, memory)
 
         options = task.TrainOptions.of_round(config, self.round)

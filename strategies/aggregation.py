@@ -134,8 +134,9 @@ class ExactSum:
             if array.dtype.kind != "f"
         }
         flat = self._flattened(update, weight)
+        scratch = _scratch(flat.size)  # before anything is added: it may not be had
         self._accumulate(products, weight, 1)
-        _add_fixed_point(self._flat, flat, weight * _SCALE)
+        _add_fixed_point(self._flat, flat, weight * _SCALE, *scratch)
 
     def _flattened(self, update: Mapping[str, _Array], weight: int) -> _Array:
         """Return the float arrays one after the other, checked to be in range.
@@ -150,6 +151,7 @@ class ExactSum:
                 if not _in_range(update[name], weight, self._limit):
                     _check_finite(name, update[name])
                     raise UpdateError(f"{name!r} is {_TOO_LARGE}")
+            raise UpdateError(f"the update is {_TOO_LARGE}")
         return flat
 
     def add_partial(
@@ -217,13 +219,19 @@ def _in_range(array: _Array, weight: int, limit: int) -> bool:
         return bool(np.rint(peak * (weight * _SCALE)) <= limit / 2)
 
 
-def _add_fixed_point(totals: _Array, flat: _Array, scale: float) -> None:
+def _scratch(size: int) -> tuple[_Array, _Array]:
+    """Return room for a piece of so many values: as products, and as integers."""
+    shape = min(size, _PIECE)
+    return np.empty(shape, np.float64), np.empty(shape, np.int64)
+
+
+def _add_fixed_point(
+    totals: _Array, flat: _Array, scale: float, products: _Array, integers: _Array
+) -> None:
     """Add scale * flat (n,), rounded to integers, to totals (n,), int64.
 
-    In pieces that fit the cache.
+    In pieces that fit the cache, by way of the scratch arrays.
     """
-    products = np.empty(min(flat.size, _PIECE))
-    integers = np.empty(products.shape, np.int64)
     for start in range(0, flat.size, _PIECE):
         piece = flat[start : start + _PIECE]
         scaled, rounded = products[: piece.size], integers[: piece.size]

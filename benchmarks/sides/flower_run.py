@@ -68,6 +68,7 @@ class Home:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._others.clear()  # a number may be another process's by now
         for pid, _ in self._processes():
             os.kill(pid, signal.SIGTERM)
         deadline = time.monotonic() + 20

@@ -4,8 +4,8 @@
 
 The first run starts the SuperLink and reads the data; the next ones are counted. The
 round itself is in the figure: 10 clients, three local epochs. Turn by turn from the
-project's folder and from a copy without `.venv`, as after `make install VENV=DIR`:
-Flower's command line looks at every file below the folder that it runs.
+project's folder and from a copy without `.venv` and `.git`, as after `make install
+VENV=DIR`: Flower's command line looks at every file below the folder that it runs.
 """
 
 import argparse
@@ -26,9 +26,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", required=True)
     arguments = parser.parse_args()
+    if (PROJECT / ".venv").is_symlink():
+        parser.error("the environment is outside the project already: make clean first")
     with tempfile.TemporaryDirectory() as folder, Home(Path(folder)) as home:
         copy = Path(folder) / "fl-app"
-        unlike = shutil.ignore_patterns(".*", "results", "__pycache__")
+        unlike = shutil.ignore_patterns(".venv", ".git")
         shutil.copytree(PROJECT, copy, ignore=unlike)
         cold = first_round(home, "cold", PROJECT)
         within, outside = zip(
