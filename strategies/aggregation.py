@@ -147,11 +147,13 @@ class ExactSum:
             return np.zeros(0)
         flat = np.concatenate([np.ravel(update[name]) for name in self._floats])
         if not _in_range(flat, weight, self._limit):
-            for name in self._floats:
-                if not _in_range(update[name], weight, self._limit):
-                    _check_finite(name, update[name])
-                    raise UpdateError(f"{name!r} is {_TOO_LARGE}")
-            raise UpdateError(f"the update is {_TOO_LARGE}")
+            name = next(
+                name
+                for name in self._floats
+                if not _in_range(update[name], weight, self._limit)
+            )
+            _check_finite(name, update[name])
+            raise UpdateError(f"{name!r} is {_TOO_LARGE}")
         return flat
 
     def add_partial(

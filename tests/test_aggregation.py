@@ -158,6 +158,25 @@ def test_integers_stay_integers() -> None:
     }
 
 
+def test_large_and_small_arrays_of_all_kinds_are_rounded_once() -> None:
+    draws = np.random.default_rng(0)
+    update = {
+        "small": draws.normal(size=3).astype(np.float32),
+        "large": draws.normal(size=(300, 250)).astype(np.float32).T,  # strided
+        "counter": np.array([5, 6], np.int64),
+        "double": draws.normal(size=40_000),
+        "half": draws.normal(size=(2, 2)).astype(np.float16),
+    }
+    total = ExactSum(update, cohort_size=2)
+    for weight in (3, 1000):
+        total.add(dict(reversed(update.items())), weight)
+    for name, array in update.items():
+        scale = 2.0**aggregation.FRACTION_BITS if array.dtype.kind == "f" else 1
+        rounded = [np.rint(array.astype(np.float64) * (w * scale)) for w in (3, 1000)]
+        expected = sum(each.astype(np.int64) for each in rounded)
+        assert np.array_equal(total.totals[name], expected), name
+
+
 def test_scalars_and_empty_arrays() -> None:
     model = {"s": np.array(1.0, np.float32), "e": np.zeros((0, 3), np.float32)}
     total = ExactSum(model, 8)
