@@ -17,6 +17,7 @@ _NORMALISED_AT_ONCE = 2**20
 """Values of a client (4 MiB) that are normalised before its epochs: what a core's cache
 holds. More of them would be written to memory and fetched again, several times over."""
 
+
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 """Changes a float batch (B, C, H, W) in [0, 255], each image by its own draw."""
 
@@ -55,6 +56,11 @@ def _affine(of: Normalisation, device: torch.device) -> tuple[Tensor, Tensor]:
     return shift, 1 / scale
 
 
+def images_last(inputs: Tensor) -> Tensor:
+    """Return (B, C, H, W) as (C, H, W, B), contiguous; without a copy if it lies so."""
+    return inputs.permute(1, 2, 3, 0).contiguous()
+
+
 class Batches:
     """A client's examples as batches on the device, shuffled anew for each epoch."""
 
@@ -65,7 +71,19 @@ class Batches:
         augment: Augment | None,
         draws: torch.Generator,
         device: torch.device,
+        *,
+        images_last: bool = False,
     ) -> None:
+        """Prepare the examples.
+
+        Args:
+            examples: the client's.
+            normalise: what pixels go through.
+            augment: what they go through before; None for nothing.
+            draws: what the order and the augmentation are drawn from.
+            device: where batches are to be.
+            images_last: batches lie in memory as (C, H, W, B), and not in `LAYOUT`.
+        """
         images = examples.images
         self._shape = images.shape[1:]
         self._labels = examples.labels.to(device)
@@ -73,11 +91,16 @@ class Batches:
         self._augment = augment
         self._draws = draws
         self._device = device
-        self._ready = augment is None and images.numel() <= _NORMALISED_AT_ONCE
+        self._images_last = images_last
+        small = images.numel() <= _NORMALISED_AT_ONCE and not images_last
+        self._ready = augment is None and small
         if self._ready:
             images = normalise(images.to(device, torch.float32))
-        elif augment is None:  # an image a row, its pixels as they lie in LAYOUT
-            images = images.to(device).permute(0, 2, 3, 1).reshape(len(images), -1)
+        elif augment is None:  # an image a row, its pixels in the order of the batches'
+            images = images.to(device)
+            if not images_last:
+                images = images.permute(0, 2, 3, 1)
+            images = images.reshape(len(images), -1)
         self._images = images
 
     def epochs(self, number: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -91,10 +114,12 @@ class Batches:
         labels = self._labels.index_select(0, order.to(self._device))
         if self._ready:
             inputs = self._of_normalised(order, batch_size)
-        elif self._augment is None:
-            inputs = self._of_rows(order, batch_size)
-        else:
+        elif self._augment is not None:
             inputs = self._augmented(order, batch_size, self._augment)
+        elif self._images_last:
+            inputs = self._of_columns(order, batch_size)
+        else:
+            inputs = self._of_rows(order, batch_size)
         yield from zip(inputs, torch.split(labels, batch_size), strict=True)
 
     def _of_normalised(self, order: Tensor, batch_size: int) -> Iterator[Tensor]:
@@ -115,10 +140,27 @@ class Batches:
             pixels.sub_(shift).mul_(factor)
             yield pixels.view(-1, height, width, channels).permute(0, 3, 1, 2)
 
+    def _of_columns(self, order: Tensor, batch_size: int) -> Iterator[Tensor]:
+        """As `_of_rows`, an image a column."""
+        channels, height, width = self._shape
+        affine = _affine(self._normalise, self._device)
+        shift, factor = (each.view(-1, 1) for each in affine)
+        for chosen in torch.split(order.to(self._device), batch_size):
+            rows = self._images.index_select(0, chosen)
+            pixels = torch.empty((rows.shape[1], len(rows)), device=self._device)
+            pixels.copy_(rows.t())
+            pixels.view(channels, -1).sub_(shift).mul_(factor)
+            yield pixels.view(channels, height, width, -1).permute(3, 0, 1, 2)
+
     def _augmented(
         self, order: Tensor, batch_size: int, augment: Augment
     ) -> Iterator[Tensor]:
         for chosen in torch.split(order, batch_size):
             images = self._images.index_select(0, chosen.to(self._images.device))
             pixels = augment(images.to(self._device, torch.float32), self._draws)
-            yield self._normalise(pixels).contiguous(memory_format=LAYOUT)
+            yield self._laid_out(self._normalise(pixels))
+
+    def _laid_out(self, inputs: Tensor) -> Tensor:
+        if self._images_last:
+            return images_last(inputs).permute(3, 0, 1, 2)
+        return inputs.contiguous(memory_format=LAYOUT)

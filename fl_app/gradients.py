@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fl_app import convolutional, softmax
+
 Backpropagation = Callable[[Tensor, Tensor], Tensor]
 """From inputs (B, ...) and targets (B,) to the mean cross-entropy, in nats."""
 
@@ -19,6 +21,8 @@ def backpropagation(model: nn.Module, precision: str) -> Backpropagation:
     """Return what computes the model's loss and gradient, for that precision."""
     if precision == "float32" and _is_softmax_regression(model):
         return softmax_regression(model)
+    if precision == "float32" and (network := convolutional.network(model)):
+        return network
     return automatic(model, precision)
 
 
@@ -56,22 +60,15 @@ def _is_softmax_regression(model: nn.Module) -> bool:
 def softmax_regression(model: nn.Module) -> Backpropagation:
     """Return the closed form for a linear layer on flattened inputs x.
 
-    With p = softmax(W x + b) and y the one-hot target, dW is the batch's mean of
-    (p - y) x^T and db that of p - y (Bishop 2006, "Pattern Recognition and Machine
-    Learning", equation 4.109).
+    With r the gradient by its outputs W x + b, dW is the batch's sum of r x^T and db
+    that of r.
     """
     weight, bias = model.parameters()
 
     def run(inputs: Tensor, targets: Tensor) -> Tensor:
         flat = inputs.flatten(1)
-        log_p = torch.addmm(bias, flat, weight.t()).log_softmax(1)
-        loss = F.nll_loss(log_p, targets)
-        of_target = targets.unsqueeze(1)
-        residual = log_p.exp_()
-        residual.scatter_add_(
-            1, of_target, residual.new_full((), -1).expand_as(of_target)
-        )
-        residual.div_(len(targets))
+        logits = torch.addmm(bias, flat, weight.t())
+        loss, residual = softmax.cross_entropy(logits, targets)
         weight.grad = residual.t().mm(flat)
         bias.grad = residual.sum(0)
         return loss

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fl_app import gradients, optim, schedules
+from fl_app import convolutional, gradients, optim, schedules
 from fl_app.batches import LAYOUT, Augment, Batches, Examples, Normalisation
 from fl_app.config import RunConfig
 
@@ -153,7 +153,10 @@ def train(
         model.train()
     seen = taken = 0
     with _seeded(seed, device) as draws:
-        batches = Batches(examples, normalise, augment, draws, device)
+        batches = Batches(
+            *(examples, normalise, augment, draws, device),
+            images_last=isinstance(loss_and_gradient, convolutional.Network),
+        )
         for inputs, targets in batches.epochs(options.local_epochs, options.batch_size):
             if taken >= max_steps:
                 break

@@ -30,9 +30,10 @@ APP_LAYERS = [
     {"compression.sparse"},
     {"models", "compression"},
     {"config", "startup", "processes", "warm"},
+    {"kernels", "softmax", "batches"},
+    {"convolutional"},
     {
         "optim",
-        "batches",
         "gradients",
         "schedules",
         "spread",
