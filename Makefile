@@ -1,10 +1,14 @@
 # Each target sets up what it needs; nothing else has to be installed but Python and make.
 PYTHON ?= python3
-# Where the environment is to lie, if not below the project: `.venv` is then a link there.
-VENV =
+# The environment lies outside the project, since `flwr run` looks at every file below the
+# folder it runs, and `.venv` is a link there. VENV=DIR puts it elsewhere, VENV=.venv inside.
+HASH := $(shell printf %s "$(CURDIR)" | cksum | cut -d' ' -f1)
+OUTSIDE := $(or $(FL_APP_CACHE),$(HOME)/.cache/fl-app)/venvs/$(HASH)
+VENV = $(if $(FL_APP_CACHE)$(HOME),$(OUTSIDE),.venv)
 BIN := .venv/bin
 STAMP := .venv/.installed
-PLACED = [ -z "$(VENV)" ] || [ "$$(readlink -f .venv)" = "$$(readlink -f "$(VENV)")" ] || \
+# One that is there already stays in use, unless another place was asked for.
+PLACED = [ "$(origin VENV)" = file ] || [ "$$(readlink -f .venv)" = "$$(readlink -f "$(VENV)")" ] || \
 	{ echo "VENV: .venv is elsewhere already; make clean first" >&2; exit 1; }
 
 export FLWR_TELEMETRY_ENABLED ?= 0
@@ -14,14 +18,14 @@ export FLWR_TELEMETRY_ENABLED ?= 0
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-install: $(STAMP) ## make .venv with the tested versions of everything
+install: $(STAMP) ## make the environment, with the tested versions of everything
 	@$(PLACED)
 
 $(STAMP): pyproject.toml constraints.txt
-	@[ -z "$(VENV)" ] || [ -e .venv ] || { mkdir -p "$(VENV)" && ln -sfn "$(abspath $(VENV))" .venv; }
+	@[ -e .venv ] || { mkdir -p "$(VENV)" && { [ "$(VENV)" = .venv ] || ln -sfn "$$(readlink -f "$(VENV)")" .venv; }; }
 	@$(PLACED)
 	@echo "Installing into .venv: PyTorch is large, this takes some minutes the first time."
-	@$(PYTHON) -m venv "$$(readlink -f .venv || echo .venv)"
+	@$(PYTHON) -m venv "$$(readlink -f .venv)"
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
@@ -49,5 +53,5 @@ format: $(STAMP) ## put the code into the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-clean: ## remove the environment and all caches of tools
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean: ## remove the environment (not one placed by VENV) and all caches of tools
+	rm -rf "$(OUTSIDE)" .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

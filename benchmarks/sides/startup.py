@@ -3,14 +3,17 @@
     python -m benchmarks.sides.startup --output FILE
 
 The first run starts the SuperLink and reads the data; the next ones are counted. The
-round itself is in the figure: 10 clients, three local epochs. Turn by turn from the
-project's folder and from a copy without `.venv` and `.git`, as after `make install
-VENV=DIR`: Flower's command line looks at every file below the folder that it runs.
+round itself is in the figure: 10 clients, three local epochs. Turn by turn from a copy
+of the project without its environment, as `make` leaves it, and from one that has the
+environment in it (`make install VENV=.venv`): Flower's command line looks at every file
+below the folder that it runs.
 """
 
 import argparse
 import json
+import os
 import shutil
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -26,18 +29,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", required=True)
     arguments = parser.parse_args()
-    if (PROJECT / ".venv").is_symlink():
-        parser.error("the environment is outside the project already: make clean first")
-    with tempfile.TemporaryDirectory() as folder, Home(Path(folder)) as home:
-        copy = Path(folder) / "fl-app"
+    environment = Path(sys.prefix).resolve()
+    with (
+        tempfile.TemporaryDirectory(dir=environment.parent) as folder,
+        Home(Path(folder)) as home,
+    ):
+        outside, inside = Path(folder) / "outside", Path(folder) / "inside"
         unlike = shutil.ignore_patterns(".venv", ".git")
-        shutil.copytree(PROJECT, copy, ignore=unlike)
-        cold = first_round(home, "cold", PROJECT)
-        within, outside = zip(
+        for copy in (outside, inside):
+            shutil.copytree(PROJECT, copy, ignore=unlike)
+        shutil.copytree(  # links to the files take neither time nor room
+            environment, inside / ".venv", symlinks=True, copy_function=os.link
+        )
+        cold = first_round(home, "cold", outside)
+        without, within = zip(
             *(
                 (
-                    first_round(home, f"within-{turn}", PROJECT),
-                    first_round(home, f"outside-{turn}", copy),
+                    first_round(home, f"outside-{turn}", outside),
+                    first_round(home, f"inside-{turn}", inside),
                 )
                 for turn in range(_TURNS)
             ),
@@ -45,10 +54,10 @@ def main() -> None:
         )
     found = {
         "superlink_down": cold,
-        "superlink_up": median(within),
-        "turns": within,
-        "environment_outside": median(outside),
-        "outside_turns": outside,
+        "superlink_up": median(without),
+        "turns": without,
+        "environment_inside": median(within),
+        "inside_turns": within,
     }
     Path(arguments.output).write_text(json.dumps(found))
 
