@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from math import inf
 from pathlib import Path
 
@@ -50,6 +51,20 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
+def import_ahead(module: str) -> None:
+    """Import what the next message will need while this one's reply is on its way.
+
+    In a process that stays: one that ends with the message has no use for it.
+    """
+    if not _for_one_message():
+        name = f"import {module}"
+        threading.Thread(target=import_module, args=(module,), name=name).start()
+
+
+def _for_one_message() -> bool:
+    return Path(sys.argv[0]).name == _CLIENT
+
+
 @contextmanager
 def watched(budget: float) -> Iterator[None]:
     """End this process if what is done within hangs for longer than `budget` seconds.
@@ -58,7 +73,7 @@ def watched(budget: float) -> Iterator[None]:
     spared; a simulated node is a process that others need. The watch is the C
     library's, so it also ends what never comes back to Python, and says where it was.
     """
-    if Path(sys.argv[0]).name != _CLIENT or budget == inf:
+    if not _for_one_message() or budget == inf:
         yield
         return
     faulthandler.dump_traceback_later(budget + _CLIENT_GRACE_SECONDS, exit=True)

@@ -22,6 +22,15 @@ Options = tuple[tuple[str, Any], ...]
 
 
 @dataclass(frozen=True)
+class Held:
+    """The data of a run that a node has, and the clients it is divided among."""
+
+    config: RunConfig
+    dataset: "Dataset"
+    partition: "Partition"
+
+
+@dataclass(frozen=True)
 class Workspace:
     """What a node keeps between messages of a run: its data and one resident model."""
 
@@ -47,11 +56,22 @@ def agreed_in(message: Message) -> str | None:
     return None if record is None else str(record[wire.JSON])
 
 
+def held(message: Message, context: Context) -> Held:
+    """Return the data that the message is about; PyTorch is not imported for it."""
+    return _cached_data(*_asked(message, context))
+
+
 def open_workspace(message: Message, context: Context) -> Workspace:
     """Return the data and the model that the message is about."""
+    return _cached_workspace(*_asked(message, context))
+
+
+def _asked(
+    message: Message, context: Context
+) -> tuple[Options, int, private.Node | None, str]:
     task = wire.take(message.content, wire.TASK, ConfigRecord)
     own = private.Node.of(context.node_config)
-    return _cached_workspace(
+    return (
         options_of(message, context),
         wire.integer(task, wire.NUM_NODES),
         own,
@@ -60,26 +80,38 @@ def open_workspace(message: Message, context: Context) -> Workspace:
 
 
 @lru_cache(maxsize=1)
-def _cached_workspace(
+def _cached_data(
     options: Options, num_nodes: int, own: private.Node | None, agreed: str
-) -> Workspace:
-    """Open the data and build the model, once per run and process."""
-    import torch
-
-    from fl_app import models, task
+) -> Held:
+    """Open the data, once per run and process."""
     from fl_app.data import datasets
 
     config = RunConfig.from_options(dict(options), datasets.recipe_for)
+    if own:
+        dataset = own.load(agreed)
+        return Held(config, dataset, private.partition(dataset, config))
+    dataset = datasets.load(config)
+    return Held(config, dataset, dataset.partition(config, num_nodes))
+
+
+@lru_cache(maxsize=1)
+def _cached_workspace(
+    options: Options, num_nodes: int, own: private.Node | None, agreed: str
+) -> Workspace:
+    """Build the model beside the data, once per run and process."""
+    import torch
+
+    from fl_app import models, task
+
+    data = _cached_data(options, num_nodes, own, agreed)
+    config, dataset = data.config, data.dataset
     torch.set_num_threads(config.num_threads)
-    dataset = own.load(agreed) if own else datasets.load(config)
     shape, classes = dataset.input_shape, len(dataset.class_names)
     model = task.place(models.build(config.model, shape, classes, seed=0))
     return Workspace(
         config,
         dataset,
-        private.partition(dataset, config)
-        if own
-        else dataset.partition(config, num_nodes),
+        data.partition,
         model,
         task.Normalisation(dataset.mean, dataset.std, dataset.full_scale),
     )
