@@ -17,17 +17,17 @@ def draw(found: Mapping[str, Any], names: Mapping[str, str]) -> bytes:
         at = [row + place * height for row, s in enumerate(cases.values()) if kind in s]
         long = [sides[kind]["seconds"] for sides in cases.values() if kind in sides]
         bars = left.barh(at, long, height, label=names[kind])
-        left.bar_label(bars, fmt="%.1f", padding=2, fontsize=7)
+        left.bar_label(bars, fmt=_shown, padding=2, fontsize=7)
     left.set_yticks([row + 0.4 - height / 2 for row in range(len(cases))], list(cases))
     left.invert_yaxis()
     left.set_xscale("log")
     longest = max(
         (s["seconds"] for sides in cases.values() for s in sides.values()), default=1
     )
-    ticks = [t for t in (0.5, 1, 2, 5, 10, 20, 50, 100) if t <= longest]
+    ticks = [t for t in (0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if t <= longest]
     left.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     left.minorticks_off()
-    left.set_xlim(0.5, 1.6 * longest)  # and room for the last figure
+    left.set_xlim(0.2, 1.6 * longest)  # and room for the last figure
     left.set_xlabel("seconds of a round")
     left.legend(fontsize=8)
     grown = list(found.get("growth", {}).values())
@@ -45,3 +45,7 @@ def draw(found: Mapping[str, Any], names: Mapping[str, str]) -> bytes:
         memory.set_ylim(0, 1.2 * max(e["peak_bytes"] / 1e9 for e in grown))
         memory.set_ylabel("peak memory of all processes, GB (dashed)")
     return plots.to_png(figure)
+
+
+def _shown(seconds: float) -> str:
+    return f"{seconds:.2f}" if seconds < 10 else f"{seconds:.0f}"

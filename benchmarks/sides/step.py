@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from fl_app import models, task
 
-_SHAPES = {"cnn": (1, 28, 28), "resnet": (3, 32, 32)}
+_SHAPES = {"cnn": (1, 28, 28), "resnet": (3, 32, 32), "lenet": (3, 32, 32)}
 _BATCH, _STEPS, _TURNS = 64, 12, 7
 
 
