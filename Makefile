@@ -1,14 +1,18 @@
 # Each target sets up what it needs; nothing else has to be installed but Python and make.
 PYTHON ?= python3
 # The environment lies outside the project, since `flwr run` looks at every file below the
-# folder it runs, and `.venv` is a link there. VENV=DIR puts it elsewhere, VENV=.venv inside.
-HASH := $(shell printf %s "$(CURDIR)" | cksum | cut -d' ' -f1)
-OUTSIDE := $(or $(FL_APP_CACHE),$(HOME)/.cache/fl-app)/venvs/$(HASH)
-VENV = $(if $(FL_APP_CACHE)$(HOME),$(OUTSIDE),.venv)
+# folder it runs, and `.venv` is a link there. VENV=DIR places it elsewhere, VENV=.venv inside.
+HASH := $(or $(shell printf %s "$(CURDIR)" | cksum | cut -d' ' -f1),project)
+CACHE := $(or $(FL_APP_CACHE),$(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME)/fl-app),$(if $(HOME),$(HOME)/.cache/fl-app))
+OUTSIDE := $(CACHE)/venvs/$(HASH)
+VENV = $(if $(CACHE),$(OUTSIDE),.venv)
 BIN := .venv/bin
-STAMP := .venv/.installed
-# One that is there already stays in use, unless another place was asked for.
-PLACED = [ "$(origin VENV)" = file ] || [ "$$(readlink -f .venv)" = "$$(readlink -f "$(VENV)")" ] || \
+# Named for the folder: a copy of it would otherwise work with the environment of the original.
+STAMP := .venv/.installed-$(HASH)
+INSIDE = [ "$(abspath $(VENV))" = "$(CURDIR)/.venv" ]
+# An environment stays where it was placed; to ask for another place is an error.
+PLACED = [ "$(origin VENV)" = file ] || if $(INSIDE); then [ ! -L .venv ]; else \
+	[ "$$(readlink -f .venv)" = "$$(readlink -f "$(VENV)")" ]; fi || \
 	{ echo "VENV: .venv is elsewhere already; make clean first" >&2; exit 1; }
 
 export FLWR_TELEMETRY_ENABLED ?= 0
@@ -22,10 +26,12 @@ install: $(STAMP) ## make the environment, with the tested versions of everythin
 	@$(PLACED)
 
 $(STAMP): pyproject.toml constraints.txt
-	@[ -e .venv ] || { mkdir -p "$(VENV)" && { [ "$(VENV)" = .venv ] || ln -sfn "$$(readlink -f "$(VENV)")" .venv; }; }
+	@[ -e .venv ] && { [ -e $(STAMP) ] || [ ! -L .venv ] || [ "$(origin VENV)" != file ]; } || rm -f .venv
+	@[ -e .venv ] || { mkdir -p "$(VENV)"; $(INSIDE) || ln -s "$$(readlink -f "$(VENV)")" .venv; }
 	@$(PLACED)
 	@echo "Installing into .venv: PyTorch is large, this takes some minutes the first time."
 	@$(PYTHON) -m venv "$$(readlink -f .venv)"
+	@[ "$$(readlink -f .venv)" != "$$(readlink -f "$(OUTSIDE)")" ] || touch .venv/.placed-by-make
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
@@ -53,5 +59,6 @@ format: $(STAMP) ## put the code into the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-clean: ## remove the environment (not one placed by VENV) and all caches of tools
-	rm -rf "$(OUTSIDE)" .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean: ## remove the environment (of one placed by VENV the link alone) and all caches of tools
+	[ ! -e .venv/.placed-by-make ] || rm -rf "$$(readlink -f .venv)"
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

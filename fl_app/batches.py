@@ -17,7 +17,6 @@ _NORMALISED_AT_ONCE = 2**20
 """Values of a client (4 MiB) that are normalised before its epochs: what a core's cache
 holds. More of them would be written to memory and fetched again, several times over."""
 
-
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 """Changes a float batch (B, C, H, W) in [0, 255], each image by its own draw."""
 
@@ -56,7 +55,7 @@ def _affine(of: Normalisation, device: torch.device) -> tuple[Tensor, Tensor]:
     return shift, 1 / scale
 
 
-def images_last(inputs: Tensor) -> Tensor:
+def to_images_last(inputs: Tensor) -> Tensor:
     """Return (B, C, H, W) as (C, H, W, B), contiguous; without a copy if it lies so."""
     return inputs.permute(1, 2, 3, 0).contiguous()
 
@@ -92,8 +91,11 @@ class Batches:
         self._draws = draws
         self._device = device
         self._images_last = images_last
-        small = images.numel() <= _NORMALISED_AT_ONCE and not images_last
-        self._ready = augment is None and small
+        self._ready = (
+            augment is None
+            and not images_last  # whose batches are changed one by one in any case
+            and images.numel() <= _NORMALISED_AT_ONCE
+        )
         if self._ready:
             images = normalise(images.to(device, torch.float32))
         elif augment is None:  # an image a row, its pixels in the order of the batches'
@@ -162,5 +164,5 @@ class Batches:
 
     def _laid_out(self, inputs: Tensor) -> Tensor:
         if self._images_last:
-            return images_last(inputs).permute(3, 0, 1, 2)
+            return to_images_last(inputs).permute(3, 0, 1, 2)
         return inputs.contiguous(memory_format=LAYOUT)

@@ -27,7 +27,7 @@ from fl_app.config import ConfigError, RunConfig
 from fl_app.data import private
 from fl_app.data.datasets import recipe_for
 from fl_app.data.decoding import level_counts
-from fl_app.workspace import agreed_in, held, open_workspace, options_of
+from fl_app.workspace import agreed_in, hosted, open_workspace, options_of
 from strategies import aggregation, wire
 from strategies.wire import Arrays
 
@@ -56,18 +56,18 @@ def query(message: Message, context: Context) -> Message:
     if own is not None and agreed_in(message) is None:
         described = ConfigRecord({wire.JSON: own.describe()})
         return Message(RecordDict({wire.DESCRIBED: described}), reply_to=message)
-    data = held(message, context)
+    data = hosted(message, context)
     processes.import_ahead("torch")
     if own is None:
-        hosted = {wire.LABEL_COUNTS: data.partition.label_counts()}
+        arrays = {wire.LABEL_COUNTS: data.partition.label_counts()}
     else:
         task = wire.take(message.content, wire.TASK, ConfigRecord)
         (client,) = wire.integers(task, wire.CLIENT_IDS)
-        hosted = {
+        arrays = {
             wire.LABEL_COUNTS: data.partition.counts_of(client)[None],
             wire.LEVEL_COUNTS: level_counts(data.dataset.train_images),
         }
-    return Message(RecordDict({wire.HOSTED: wire.pack(hosted)}), reply_to=message)
+    return Message(RecordDict({wire.HOSTED: wire.pack(arrays)}), reply_to=message)
 
 
 @app.train(mods=[mods.tell_states, mods.compress])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fl_app import softmax
-from fl_app.batches import images_last
+from fl_app.batches import to_images_last
 
 _SIDE = 5  # of a filter, in pixels
 _MOST_CHANNELS = 16  # beyond it PyTorch's convolutions lose nothing
@@ -35,22 +35,29 @@ class Convolution:
 
     def __init__(self, layer: nn.Conv2d, *, first: bool) -> None:
         """Take over the layer's parameters; of the first, inputs need no gradient."""
-        from fl_app import kernels  # and with it Numba, which other models do not need
-
         assert layer.bias is not None
-        self._kernels = kernels
         self._weight, self._bias = layer.weight, layer.bias
         self._first = first
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """See `Layer`."""
-        _, height, width, images = inputs.shape
+        """See `Layer`.
+
+        Raises:
+            ValueError: the inputs have another number of channels than the filters.
+        """
+        from fl_app import kernels  # and with it Numba, which other models do not need
+
+        channels, height, width, images = inputs.shape
+        if channels != self._weight.shape[1]:
+            raise ValueError(
+                f"inputs have {channels} channels, filters {self._weight.shape[1]}"
+            )
         sides = [(side - _SIDE + 1) // 2 for side in (height, width)]
         outputs = torch.empty((len(self._bias), *sides, images))
         self._places = np.empty(outputs.shape, np.int8)
         self._inputs = inputs.contiguous().numpy()
         self._filters = self._weight.contiguous().numpy()
-        self._kernels.convolve(
+        kernels.convolve(
             *(self._inputs, self._filters, self._bias.numpy()),
             *(outputs.numpy(), self._places),
         )
@@ -58,10 +65,12 @@ class Convolution:
 
     def backward(self, gradient: Tensor) -> Tensor:
         """See `Layer`; of the first one it is an empty tensor."""
+        from fl_app import kernels
+
         of_weights = np.empty_like(self._filters)
         of_bias = torch.empty_like(self._bias)
         of_inputs = torch.empty((0,) * 4 if self._first else self._inputs.shape)
-        self._kernels.differentiate(
+        kernels.differentiate(
             *(self._inputs, self._filters, self._places),
             gradient.contiguous().numpy(),
             *(of_weights, of_bias.numpy(), of_inputs.numpy()),
@@ -142,12 +151,17 @@ class Network:
         self._layers = layers
 
     @torch.no_grad()
-    def __call__(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean cross-entropy; leave its gradient in the parameters."""
-        values = images_last(inputs)
+    def logits(self, inputs: Tensor) -> Tensor:
+        """Return (B, classes) of inputs (B, C, H, W)."""
+        values = to_images_last(inputs)
         for layer in self._layers:
             values = layer.forward(values)
-        loss, residual = softmax.cross_entropy(values.t(), targets)
+        return values.t()
+
+    @torch.no_grad()
+    def __call__(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean cross-entropy; leave its gradient in the parameters."""
+        loss, residual = softmax.cross_entropy(self.logits(inputs), targets)
         gradient = residual.t()
         for layer in reversed(self._layers):
             gradient = layer.backward(gradient)
@@ -157,17 +171,18 @@ class Network:
 def network(model: nn.Module) -> Network | None:
     """Return what computes the model's gradient; None where PyTorch is to do it.
 
-    That is for models of another kind, for GPUs, and for more threads than one, which
-    PyTorch's convolutions put to use.
+    That is for models of another kind and for GPUs. Hooks of layers are not called. One
+    network is for one thread.
     """
-    if torch.get_num_threads() > 1 or type(model) is not nn.Sequential:
+    if type(model) is not nn.Sequential:
         return None
     layers = _layers(list(model))
-    plain = all(
+    if not layers or not all(
         p.requires_grad and p.dtype == torch.float32 and p.device.type == "cpu"
-        for p in (model.parameters() if layers else [])
-    )
-    return Network(layers) if layers and plain else None
+        for p in model.parameters()
+    ):
+        return None
+    return Network(layers)
 
 
 def _layers(modules: list[nn.Module]) -> list[Layer]:
@@ -179,7 +194,7 @@ def _layers(modules: list[nn.Module]) -> list[Layer]:
     while _is_convolution(modules[:3], first=first):
         layers.append(Convolution(modules[0], first=first))  # type: ignore[arg-type]
         modules, first = modules[3:], False
-    if first or not modules or type(modules.pop(0)) is not nn.Flatten:
+    if first or not modules or not _is_flattening(modules.pop(0)):
         return []
     layers.append(Flatten())
     for module in modules:
@@ -194,6 +209,10 @@ def _layers(modules: list[nn.Module]) -> list[Layer]:
 
 def _is_padding(module: nn.Module) -> bool:
     return type(module) is nn.ZeroPad2d and module.padding[::2] == (0, 0)
+
+
+def _is_flattening(module: nn.Module) -> bool:
+    return type(module) is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1)
 
 
 def _is_convolution(modules: Sequence[nn.Module], *, first: bool) -> bool:

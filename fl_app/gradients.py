@@ -21,8 +21,9 @@ def backpropagation(model: nn.Module, precision: str) -> Backpropagation:
     """Return what computes the model's loss and gradient, for that precision."""
     if precision == "float32" and _is_softmax_regression(model):
         return softmax_regression(model)
-    if precision == "float32" and (network := convolutional.network(model)):
-        return network
+    # Several threads are of more use to PyTorch's convolutions.
+    if precision == "float32" and torch.get_num_threads() == 1:
+        return convolutional.network(model) or automatic(model, precision)
     return automatic(model, precision)
 
 

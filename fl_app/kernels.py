@@ -12,8 +12,9 @@ registers for. The gradients of the weights are scalar products of the same rows
 of the input is a convolution with the filter turned around.
 
 Numba compiles this for the processor at hand, in some seconds, at the first use of each
-copy of this file, and keeps what it compiled beside it or else in the user's cache. One
-thread; the result is the same, bit for bit, each time.
+copy of this file, and keeps what it compiled beside it, or else in the user's cache, or
+in `NUMBA_CACHE_DIR`. One thread; the result is the same, bit for bit, each time. Shapes
+are not checked here: `convolutional` sees to them.
 """
 
 from collections.abc import Callable
@@ -45,13 +46,15 @@ def _compiled(function: Function) -> Function:
     Sums may be taken in another order than written, and fused with products; NaN and
     infinity are kept.
     """
-    compiler = njit(
-        cache=True,
-        nogil=True,
-        error_model="numpy",
-        fastmath={"contract", "reassoc", "nsz"},
-    )
-    return cast(Function, compiler(function))
+    options = {
+        "nogil": True,
+        "error_model": "numpy",
+        "fastmath": {"contract", "reassoc", "nsz"},
+    }
+    try:
+        return cast(Function, njit(cache=True, **options)(function))
+    except RuntimeError:  # no folder takes what is to be kept: anew in each process
+        return cast(Function, njit(**options)(function))
 
 
 @_compiled
@@ -249,6 +252,8 @@ def differentiate(
     of_inputs: Floats,
 ) -> None:
     """Write the derivatives of a loss by what `convolve` took.
+
+    In one piece, since its parts share a dozen of sizes.
 
     Args:
         inputs: as `convolve` took them.

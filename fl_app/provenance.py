@@ -10,7 +10,16 @@ from typing import Any
 
 from fl_app.config import PROJECT_VARIABLE
 
-_VERSIONED = ("fl-app", "flwr", "torch", "torchvision", "numpy", "ray")
+_VERSIONED = (
+    "fl-app",
+    "flwr",
+    "torch",
+    "torchvision",
+    "numpy",
+    "numba",
+    "llvmlite",
+    "ray",
+)
 
 
 def describe() -> dict[str, Any]:

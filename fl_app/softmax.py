@@ -8,7 +8,8 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Return the mean cross-entropy, in nats, and its gradient by the logits.
 
     With p = softmax(logits) and y the one-hot target, that is (p - y) / B (Bishop 2006,
-    "Pattern Recognition and Machine Learning", equation 4.109).
+    "Pattern Recognition and Machine Learning", equation 4.109). It works in place: for
+    where no gradient is recorded.
 
     Args:
         logits: (B, classes).

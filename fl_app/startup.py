@@ -51,8 +51,7 @@ def defaults(project: str, environment: MutableMapping[str, str]) -> dict[str, s
         "FLWR_LOCAL_CONTROL_API_PORT": str(port + 1),
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
-        # Seconds between looks for work. Flower's own 1 makes a run start half a
-        # second later;
-        # less takes more of a core from those that train (this, 2 %).
+        # Seconds between looks for a run to start, which waits for half of them; Flower
+        # has 1. Looking takes time of the cores that train.
         "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
     }

@@ -6,7 +6,8 @@ as a whole, without a data loader.
 
 import ctypes
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import inf
@@ -38,6 +39,8 @@ __all__ = [
 ]
 
 
+_CHUNK_OF_SMALL = 64
+"""Images at a time that are evaluated by `convolutional`: what a core's cache holds."""
 TIME_IS_UP = "the round's time was up before training ended"
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -234,15 +237,17 @@ def evaluate(
     chunk: int = 500,
 ) -> Evaluation:
     """Return loss and accuracy over the examples, in eval mode, `chunk` at a time."""
-    device = next(model.parameters()).device
     model.eval()
     loss = torch.zeros((), dtype=torch.float64)
     correct = torch.zeros(num_classes, dtype=torch.int64)
-    for start in range(0, len(examples), chunk):
-        images = examples.images[start : start + chunk].to(device, torch.float32)
-        labels = examples.labels[start : start + chunk]
-        inputs = normalise(images).contiguous(memory_format=LAYOUT)
-        logits = model(inputs).cpu()
+    if convolutional.network(model):
+        chunk = min(chunk, _CHUNK_OF_SMALL)
+    images, labels_of = (
+        torch.split(each, chunk) if len(examples) else ()
+        for each in (examples.images, examples.labels)
+    )
+    found = _logits(model, images, normalise)
+    for logits, labels in zip(found, labels_of, strict=True):
         loss += F.cross_entropy(logits, labels, reduction="sum")
         hits = labels[logits.argmax(dim=1) == labels]
         correct += torch.bincount(hits, minlength=num_classes)
@@ -254,6 +259,26 @@ def evaluate(
         correct_per_class=correct.tolist(),
         examples_per_class=count.tolist(),
     )
+
+
+def _logits(
+    model: nn.Module, chunks: Sequence[torch.Tensor], normalise: Normalisation
+) -> Iterator[torch.Tensor]:
+    """Yield the outputs for each chunk of images, (B, num_classes), on the CPU."""
+    device = next(model.parameters()).device
+
+    def of(images: torch.Tensor) -> torch.Tensor:
+        inputs = normalise(images.to(device, torch.float32))
+        if network := convolutional.network(model):
+            return network.logits(inputs)
+        return model(inputs.contiguous(memory_format=LAYOUT)).cpu()  # type: ignore[no-any-return]
+
+    threads = torch.get_num_threads()
+    if threads == 1 or len(chunks) == 1 or convolutional.network(model) is None:
+        yield from map(of, chunks)
+        return
+    with ThreadPoolExecutor(threads) as pool:  # what works on one core, on all
+        yield from pool.map(of, chunks)
 
 
 def get_arrays(model: nn.Module) -> dict[str, np.ndarray[Any, Any]]:

@@ -18,7 +18,15 @@ from multiprocessing.process import _children  # type: ignore[attr-defined]
 from typing import Any
 
 PRELOADED = [
-    *("torch", "numpy", "pydantic", "safetensors.numpy", "filelock", "PIL.Image"),
+    *(
+        "torch",
+        "numpy",
+        "numba",
+        "pydantic",
+        "safetensors.numpy",
+        "filelock",
+        "PIL.Image",
+    ),
     *("flwr.clientapp", "flwr.supernode.cli.flwr_clientapp"),
 ]
 _COMMAND = "flwr-clientapp"

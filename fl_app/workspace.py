@@ -22,8 +22,8 @@ Options = tuple[tuple[str, Any], ...]
 
 
 @dataclass(frozen=True)
-class Held:
-    """The data of a run that a node has, and the clients it is divided among."""
+class Hosted:
+    """The data that a node has of a run, and the clients it is divided among."""
 
     config: RunConfig
     dataset: "Dataset"
@@ -31,12 +31,9 @@ class Held:
 
 
 @dataclass(frozen=True)
-class Workspace:
+class Workspace(Hosted):
     """What a node keeps between messages of a run: its data and one resident model."""
 
-    config: RunConfig
-    dataset: "Dataset"
-    partition: "Partition"
     model: "nn.Module"
     normalise: "Normalisation"
     copies: "list[nn.Module]" = field(default_factory=list)
@@ -56,7 +53,7 @@ def agreed_in(message: Message) -> str | None:
     return None if record is None else str(record[wire.JSON])
 
 
-def held(message: Message, context: Context) -> Held:
+def hosted(message: Message, context: Context) -> Hosted:
     """Return the data that the message is about; PyTorch is not imported for it."""
     return _cached_data(*_asked(message, context))
 
@@ -82,16 +79,16 @@ def _asked(
 @lru_cache(maxsize=1)
 def _cached_data(
     options: Options, num_nodes: int, own: private.Node | None, agreed: str
-) -> Held:
+) -> Hosted:
     """Open the data, once per run and process."""
     from fl_app.data import datasets
 
     config = RunConfig.from_options(dict(options), datasets.recipe_for)
     if own:
         dataset = own.load(agreed)
-        return Held(config, dataset, private.partition(dataset, config))
+        return Hosted(config, dataset, private.partition(dataset, config))
     dataset = datasets.load(config)
-    return Held(config, dataset, dataset.partition(config, num_nodes))
+    return Hosted(config, dataset, dataset.partition(config, num_nodes))
 
 
 @lru_cache(maxsize=1)

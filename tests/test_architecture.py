@@ -129,7 +129,10 @@ def test_strategies_know_nothing_of_the_app() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["task", "together", "optim", "batches", "gradients", "models", "plots"],
+    [
+        *("task", "together", "optim", "batches", "gradients", "models", "plots"),
+        *("convolutional", "kernels", "softmax"),
+    ],
 )
 def test_torch_and_plots_know_nothing_of_flower(module: str) -> None:
     names = imports(PROJECT / "fl_app" / f"{module}.py", typing=True)

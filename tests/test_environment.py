@@ -100,6 +100,16 @@ def test_what_another_checkout_set_is_replaced() -> None:
     assert variables[PORT] != first
 
 
+def test_the_users_own_values_stay() -> None:
+    name = "FLWR_SUPEREXEC_TASK_POLL_INTERVAL"
+    variables = {"PATH": "/usr/bin"}
+    startup.apply("/one", variables)
+    assert variables[name] == "0.2"
+    variables = {"PATH": "/usr/bin", name: "5"}
+    startup.apply("/one", variables)
+    assert variables[name] == "5"
+
+
 def test_ports_differ_between_projects_and_flower_homes() -> None:
     ports = {
         startup.defaults(project, {"FLWR_HOME": home})[PORT]

@@ -2,7 +2,14 @@
 
 import subprocess
 import sys
+import threading
 import time
+from pathlib import Path
+
+import pytest
+
+from fl_app import processes
+from tests.conftest import PROJECT
 
 ORPHAN = """
 import signal, sys, time
@@ -74,3 +81,39 @@ def test_a_client_process_that_hangs_is_ended_and_says_where() -> None:
 def test_work_in_time_is_let_through_and_so_is_any_other_process() -> None:
     assert hang("/bin/flwr-clientapp", 0).stdout == "came through\n"
     assert hang("/bin/default_worker.py", 1.5).stdout == "came through\n"
+
+
+@pytest.mark.parametrize(
+    ("program", "imported"), [("default_worker.py", True), ("flwr-clientapp", False)]
+)
+def test_only_a_process_that_stays_imports_ahead(
+    program: str, imported: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "wanted_soon.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "wanted_soon", raising=False)
+    monkeypatch.setattr(sys, "argv", [f"/somewhere/{program}"])
+    processes.import_ahead("wanted_soon")
+    for thread in threading.enumerate():
+        if thread.name == "import wanted_soon":
+            thread.join()
+    assert ("wanted_soon" in sys.modules) is imported
+    sys.modules.pop("wanted_soon", None)
+
+
+def test_what_a_node_hosts_is_known_without_pytorch() -> None:
+    program = """
+import sys
+from fl_app import client_app, environment, workspace
+options = environment.default_options(environment.find_project())
+hosted = workspace._cached_data(tuple(sorted(options.items())), 2, None, "")
+print(hosted.partition.label_counts().shape, "torch" in sys.modules)
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ran.stdout == "(10, 10) False\n"

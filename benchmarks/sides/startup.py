@@ -35,14 +35,15 @@ def main() -> None:
         Home(Path(folder)) as home,
     ):
         outside, inside = Path(folder) / "outside", Path(folder) / "inside"
-        unlike = shutil.ignore_patterns(".venv", ".git")
+        # The folder too: it lies in the project where the environment does.
+        unlike = shutil.ignore_patterns(".venv", ".git", Path(folder).name)
         for copy in (outside, inside):
             shutil.copytree(PROJECT, copy, ignore=unlike)
         shutil.copytree(  # links to the files take neither time nor room
             environment, inside / ".venv", symlinks=True, copy_function=os.link
         )
         cold = first_round(home, "cold", outside)
-        without, within = zip(
+        turns, inside_turns = zip(
             *(
                 (
                     first_round(home, f"outside-{turn}", outside),
@@ -54,10 +55,10 @@ def main() -> None:
         )
     found = {
         "superlink_down": cold,
-        "superlink_up": median(without),
-        "turns": without,
-        "environment_inside": median(within),
-        "inside_turns": within,
+        "superlink_up": median(turns),
+        "turns": turns,
+        "environment_inside": median(inside_turns),
+        "inside_turns": inside_turns,
     }
     Path(arguments.output).write_text(json.dumps(found))
 
