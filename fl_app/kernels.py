@@ -18,6 +18,7 @@ are not checked here: `convolutional` sees to them.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar, cast
 
 import numpy as np
@@ -46,15 +47,16 @@ def _compiled(function: Function) -> Function:
     Sums may be taken in another order than written, and fused with products; NaN and
     infinity are kept.
     """
-    options = {
-        "nogil": True,
-        "error_model": "numpy",
-        "fastmath": {"contract", "reassoc", "nsz"},
-    }
+    compiler = partial(
+        njit,
+        nogil=True,
+        error_model="numpy",
+        fastmath={"contract", "reassoc", "nsz"},
+    )
     try:
-        return cast(Function, njit(cache=True, **options)(function))
+        return cast(Function, compiler(cache=True)(function))
     except RuntimeError:  # no folder takes what is to be kept: anew in each process
-        return cast(Function, njit(**options)(function))
+        return cast(Function, compiler()(function))
 
 
 @_compiled

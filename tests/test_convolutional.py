@@ -140,9 +140,9 @@ def test_gradients_lie_in_memory_as_their_parameters() -> None:
 
 
 def chain(
-    *, side: int = 4, outputs: int = 6, pooling: nn.Module | None = None, **changes: Any
+    *, side: int = 6, outputs: int = 6, pooling: nn.Module | None = None, **changes: Any
 ) -> nn.Module:
-    """Returns a small network for images of 12 x 12 with a channel; `side` after it."""
+    """Returns a small network for images of 16 x 16 with a channel; `side` after it."""
     options = {"in_channels": 1, "kernel_size": 5} | changes
     return nn.Sequential(
         *(nn.Conv2d(out_channels=outputs, **options), pooling or nn.MaxPool2d(2)),
@@ -159,7 +159,7 @@ def two_convolutions(between: int) -> nn.Module:
 
 
 def padded(*padding: int) -> nn.Module:
-    return nn.Sequential(nn.ZeroPad2d(padding), *chain(side=5))
+    return nn.Sequential(nn.ZeroPad2d(padding), *chain(side=7))
 
 
 TAKEN = {
@@ -169,17 +169,17 @@ TAKEN = {
     "two linear": nn.Sequential(*chain(), nn.ReLU(), nn.Linear(3, 3)),
 }
 LEFT = {
-    "3x3": chain(kernel_size=3, side=5),
+    "3x3": chain(kernel_size=3, side=7),
     "odd outputs": chain(outputs=5),
     "odd inputs": two_convolutions(5),
     "many outputs": chain(outputs=18),
-    "stride": chain(stride=2, side=2),
-    "dilation": chain(dilation=2, side=2),
-    "padding": chain(padding=2, side=6),
+    "stride": chain(stride=2, side=3),
+    "dilation": chain(dilation=2, side=4),
+    "padding": chain(padding=2, side=8),
     "groups": chain(in_channels=2, groups=2),
     "no bias": chain(bias=False),
-    "pooling of three": chain(pooling=nn.MaxPool2d(3), side=2),
-    "pooling that overlaps": chain(pooling=nn.MaxPool2d(2, 1), side=7),
+    "pooling of three": chain(pooling=nn.MaxPool2d(3), side=4),
+    "pooling that overlaps": chain(pooling=nn.MaxPool2d(2, 1), side=11),
     "pooling of odd ends": chain(pooling=nn.MaxPool2d(2, ceil_mode=True)),
     "mean pooling": chain(pooling=nn.AvgPool2d(2)),
     "padded above": padded(2, 0, 2, 0),
@@ -187,18 +187,18 @@ LEFT = {
         *chain(), nn.ReLU(), nn.Linear(3, 3, bias=False)
     ),
     "flattened in part": nn.Sequential(
-        *list(chain())[:3], nn.Flatten(2), nn.Linear(16, 3)
+        *list(chain())[:3], nn.Flatten(2), nn.Linear(36, 3)
     ),
-    "no convolution": nn.Sequential(nn.Flatten(), nn.Linear(144, 3)),
+    "no convolution": nn.Sequential(nn.Flatten(), nn.Linear(256, 3)),
     "another layer": nn.Sequential(*chain(), nn.Softmax(1)),
     "nested": nn.Sequential(chain()),
-    **{name: models.build(name, (1, 12, 12), 3, seed=0) for name in OTHERS},
+    **{name: models.build(name, (1, 16, 16), 3, seed=0) for name in OTHERS},
 }
 
 
 @pytest.mark.parametrize("model", TAKEN.values(), ids=TAKEN.keys())
 def test_a_chain_of_ones_own_is_taken(model: nn.Module) -> None:
-    inputs, targets = batch((1, 12, 12), 5)
+    inputs, targets = batch((1, 16, 16), 5)
     targets %= 3
     way = gradients.backpropagation(model, "float32")
     assert isinstance(way, convolutional.Network)
@@ -214,7 +214,7 @@ def test_other_networks_are_left_to_pytorch(model: nn.Module) -> None:
     assert not isinstance(way, convolutional.Network)
     channels = 2 if model is LEFT["groups"] else 1
     if model is not LEFT["flattened in part"]:  # they are networks all the same
-        model(torch.zeros((2, channels, 12, 12)))
+        model(torch.zeros((2, channels, 16, 16)))
 
 
 def test_images_of_other_channels_are_an_error() -> None:
