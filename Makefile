@@ -60,5 +60,7 @@ format: $(STAMP) ## put the code into the project's format
 	$(BIN)/ruff check --fix .
 
 clean: ## remove the environment (of one placed by VENV the link alone) and all caches of tools
+	@# A SuperLink that outlives its environment would take runs and never start them.
+	@[ ! -e .venv ] || pkill -f "$$(readlink -f .venv)/[b]in/.*flower-super" || true
 	[ ! -e .venv/.placed-by-make ] || rm -rf "$$(readlink -f .venv)"
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
