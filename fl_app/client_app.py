@@ -104,7 +104,8 @@ def _train_and_validate(message: Message, context: Context, deadline: float) -> 
     memories = _memories(message, context, keeps_state=keeps_state)
     work = ClientWork(space, received, round, dict(options), deadline, memories)
 
-    total = aggregation.ExactSum(work.summed, wire.integer(task, wire.COHORT_SIZE))
+    cohort_size = wire.integer(task, wire.COHORT_SIZE)
+    total = aggregation.ExactSum(work.summed, cohort_size, work.arithmetic)
     trained: list[Row] = []
     validated: list[Row] = []
     failed: list[Failure] = []

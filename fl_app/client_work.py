@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
@@ -116,6 +116,23 @@ class ClientWork:
         """What all that a client sends is laid out like."""
         return self._strategy.summed(self.base)
 
+    @cached_property
+    def arithmetic(self) -> aggregation.Arithmetic:
+        """What goes through all values of an update fastest here."""
+        from fl_app import convolutional
+
+        if convolutional.network(self.space.model) is None:
+            return aggregation.NUMPY
+        from fl_app import kernels  # and Numba, which is there for the model's sake
+
+        return aggregation.Arithmetic(kernels.add_fixed_point, kernels.sum_of_squares)
+
+    @cached_property
+    def _options_of_round(self) -> "task.TrainOptions":
+        from fl_app import task
+
+        return task.TrainOptions.of_round(self.space.config, self.round)
+
     def _check_time(self) -> None:
         if time.monotonic() > self.deadline:
             raise TimeoutError("the round's time was up before this client's turn")
@@ -191,7 +208,8 @@ class ClientWork:
         from fl_app import task
 
         if start is not None and not self.pooled:
-            return start.changes()
+            arrays, whole = start.changes()
+            return arrays if whole is None else aggregation.Parts(whole, arrays)
         local = task.get_arrays(model)
         local = aggregation.to_moments(local) if self.pooled else local
         return aggregation.subtract(local, self.base)
@@ -229,7 +247,7 @@ class ClientWork:
             start_model, model = self._begin(), space.model
         self._strategy.client_model(model, memory)
 
-        options = task.TrainOptions.of_round(config, self.round)
+        options = self._options_of_round
         an_epoch = ceil(len(examples) / options.batch_size)
         if epochs is not None:
             options = replace(options, local_epochs=epochs)
@@ -254,12 +272,13 @@ class ClientWork:
         metrics = strategy.client_train(model, training, self.options, memory)
         update = self._update(model, start_model)
         update = strategy.client_update(update, metrics, self.options, memory)
-        update |= {aggregation.BESIDE + name: a for name, a in memory.sent.items()}
+        if memory.sent:
+            update |= {aggregation.BESIDE + name: a for name, a in memory.sent.items()}
         self._memories.keep(client, self.round, memory)
         row = {
             wire.CLIENT_IDS: client,
             wire.NUM_EXAMPLES: len(examples),
-            wire.UPDATE_NORM: aggregation.norm(update),
+            wire.UPDATE_NORM: aggregation.norm(update, self.arithmetic),
             wire.SECONDS: time.monotonic() - start,
         }
         return update, row | metrics

@@ -22,6 +22,7 @@ from fl_app import (
     report,
     resuming,
     tracking,
+    waking,
 )
 from fl_app.artifacts import ModelInfo
 from fl_app.callbacks import MetricsFiles, Pictures, ProgressLog
@@ -63,6 +64,7 @@ def main(grid: Grid, context: Context) -> None:
         options=config.for_clients(),
         agreement=agreement,
         client_names=shared.client_names(config) if shared else (),
+        on_sent=waking.wake_simulation,
     )
     dataset = agreement.dataset() if agreement else shared
     assert dataset is not None

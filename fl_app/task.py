@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from fl_app import convolutional, gradients, optim, schedules
 from fl_app.batches import LAYOUT, Augment, Batches, Examples, Normalisation
 from fl_app.config import RunConfig
+from fl_app.resident import Snapshot, gather
 
 __all__ = [
     "Augment",
@@ -308,37 +309,11 @@ def set_arrays(model: nn.Module, arrays: Mapping[str, np.ndarray[Any, Any]]) -> 
             tensor.copy_(source)
 
 
-class Snapshot:
-    """A model's state as it is now, to go back to before each client trains.
-
-    The model's tensors are looked up once: for clients of a few examples that takes as
-    long as a step. It holds while they are changed in place, as training does.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self._state = dict(model.state_dict())
-        self._tensors = list(self._state.values())
-        self._kept = [tensor.clone() for tensor in self._tensors]
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        """Put the model back."""
-        torch._foreach_copy_(self._tensors, self._kept)
-
-    @torch.no_grad()
-    def changes(self) -> dict[str, np.ndarray[Any, Any]]:
-        """Return the model's present state less the kept one, as new arrays by name."""
-        changes = torch._foreach_sub(self._tensors, self._kept)
-        return {
-            name: change.cpu().contiguous().numpy()
-            for name, change in zip(self._state, changes, strict=True)
-        }
-
-
 def place(model: nn.Module) -> nn.Module:
     """Return the model on the device this process was given, laid out channels-last.
 
-    The device is a GPU if the process sees one, else the CPU.
+    And in one piece of memory; see `resident`. The device is a GPU if the process sees
+    one, else the CPU.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cuda":  # convolutions that give the same bits each time
@@ -346,7 +321,9 @@ def place(model: nn.Module) -> nn.Module:
         torch.backends.cudnn.benchmark = False
     else:
         _keep_freed_memory()
-    return model.to(device=device, memory_format=LAYOUT)  # type: ignore[call-overload, no-any-return]
+    model = model.to(device=device, memory_format=LAYOUT)  # type: ignore[call-overload]
+    gather(model)
+    return model
 
 
 def _keep_freed_memory() -> None:

@@ -116,11 +116,14 @@ def _cached_workspace(
 
 def examples_of(space: Workspace, indices: Any) -> "Examples":
     """Return some of the training examples."""
+    import numpy as np
     import torch
 
     from fl_app.task import Examples
 
+    # As plain arrays: mapped ones are a class of their own, with slow indexing.
+    images = np.asarray(space.dataset.train_images)
+    labels = np.asarray(space.dataset.train_labels)
     return Examples(
-        torch.from_numpy(space.dataset.train_images[indices]),
-        torch.from_numpy(space.dataset.train_labels[indices]),
+        torch.from_numpy(images[indices]), torch.from_numpy(labels[indices])
     )

@@ -10,7 +10,8 @@ the same bits. The rounding moves the mean by less than 2^-37 / min n_k, far bel
 the spacing of float32 weights.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from math import fsum
 from typing import Any
 
@@ -85,6 +86,47 @@ def _check_layout(
             raise UpdateError(f"{name!r} is {array.dtype}, expected {expected}")
 
 
+class Parts(dict[str, _Array]):
+    """Arrays by name that lie in one, one after the other in the dictionary's order."""
+
+    def __init__(self, whole: _Array, parts: Mapping[str, _Array]) -> None:
+        """Take the arrays, views of all of `whole` (n,)."""
+        super().__init__(parts)
+        self._whole = whole
+        self._given = tuple(parts.items())
+
+    @property
+    def whole(self) -> _Array | None:
+        """What they lie in; None once the dictionary holds others."""
+        same = len(self) == len(self._given) and all(
+            name == given_name and array is given
+            for (name, array), (given_name, given) in zip(
+                self.items(), self._given, strict=True
+            )
+        )
+        return self._whole if same else None
+
+
+def _in_one_piece(arrays: Mapping[str, _Array], names: Sequence[str]) -> _Array:
+    """Return the arrays of these names one after the other, (n,); a copy if need be."""
+    if isinstance(arrays, Parts) and list(arrays) == names:
+        whole = arrays.whole
+        if whole is not None:
+            return whole
+    return np.concatenate([np.ravel(arrays[name]) for name in names] or [np.zeros(0)])
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """What goes through all values of an update; by default NumPy's."""
+
+    add_fixed_point: Callable[[_Array, _Array, float], None]
+    """Add scale * values (n,), rounded to integers, half to even, to totals (n,) int64;
+    of totals, values and scale. No sum is out of range."""
+    sum_of_squares: Callable[[_Array], float]
+    """Of values (n,), accumulated in float64."""
+
+
 class ExactSum:
     """Running sum of n_k * update_k that does not depend on order or grouping.
 
@@ -96,9 +138,21 @@ class ExactSum:
     the cohort alone, so that whether an update counts does not depend on the others.
     """
 
-    def __init__(self, model: Mapping[str, _Array], cohort_size: int) -> None:
-        """Start at zero, for updates of so many clients to `model` (only read)."""
+    def __init__(
+        self,
+        model: Mapping[str, _Array],
+        cohort_size: int,
+        arithmetic: Arithmetic | None = None,
+    ) -> None:
+        """Start at zero.
+
+        Args:
+            model: what updates are laid out like; only read.
+            cohort_size: how many of them there may be.
+            arithmetic: what adds them up; None for NumPy's.
+        """
         self._model = dict(model)
+        self._arithmetic = arithmetic or NUMPY
         self._floats = [n for n, a in model.items() if a.dtype.kind == "f"]
         self._flat = np.zeros(sum(model[n].size for n in self._floats), np.int64)
         """The sums of the float arrays, one after the other."""
@@ -134,18 +188,16 @@ class ExactSum:
             if array.dtype.kind != "f"
         }
         flat = self._flattened(update, weight)
-        scratch = _scratch(flat.size)  # before anything is added: it may not be had
+        self._check_room(1)
+        self._arithmetic.add_fixed_point(self._flat, flat, weight * _SCALE)
         self._accumulate(products, weight, 1)
-        _add_fixed_point(self._flat, flat, weight * _SCALE, *scratch)
 
     def _flattened(self, update: Mapping[str, _Array], weight: int) -> _Array:
         """Return the float arrays one after the other, checked to be in range.
 
         What is done once for all of them costs small ones less.
         """
-        if not self._floats:
-            return np.zeros(0)
-        flat = np.concatenate([np.ravel(update[name]) for name in self._floats])
+        flat = _in_one_piece(update, self._floats)
         if not _in_range(flat, weight, self._limit):
             name = next(
                 name
@@ -170,13 +222,16 @@ class ExactSum:
         for name, array in totals.items():
             if _peak(array) > self._limit * num_clients:
                 raise UpdateError(f"{name!r} is {_TOO_LARGE}")
+        self._check_room(num_clients)
         self._accumulate(totals, weight, num_clients)
+
+    def _check_room(self, num_clients: int) -> None:
+        if self.num_clients + num_clients > self._cohort_size:
+            raise UpdateError(f"more than {self._cohort_size} clients are in the sum")
 
     def _accumulate(
         self, products: Mapping[str, _Array], weight: int, num_clients: int
     ) -> None:
-        if self.num_clients + num_clients > self._cohort_size:
-            raise UpdateError(f"more than {self._cohort_size} clients are in the sum")
         for name, product in products.items():
             np.add(self._totals[name], product, out=self._totals[name])
         self.num_clients += num_clients
@@ -221,27 +276,27 @@ def _in_range(array: _Array, weight: int, limit: int) -> bool:
         return bool(np.rint(peak * (weight * _SCALE)) <= limit / 2)
 
 
-def _scratch(size: int) -> tuple[_Array, _Array]:
-    """Return room for a piece of so many values: as products, and as integers."""
-    shape = min(size, _PIECE)
-    return np.empty(shape, np.float64), np.empty(shape, np.int64)
-
-
-def _add_fixed_point(
-    totals: _Array, flat: _Array, scale: float, products: _Array, integers: _Array
-) -> None:
-    """Add scale * flat (n,), rounded to integers, to totals (n,), int64.
-
-    In pieces that fit the cache, by way of the scratch arrays.
-    """
-    for start in range(0, flat.size, _PIECE):
-        piece = flat[start : start + _PIECE]
+def _add_fixed_point(totals: _Array, values: _Array, scale: float) -> None:
+    """See `Arithmetic`; in pieces that fit the cache."""
+    size = min(values.size, _PIECE)
+    products = np.empty(size, np.float64)
+    integers = np.empty(size, np.int64)
+    for start in range(0, values.size, _PIECE):
+        piece = values[start : start + _PIECE]
         scaled, rounded = products[: piece.size], integers[: piece.size]
         np.multiply(piece, scale, out=scaled, dtype=np.float64)
         np.rint(scaled, out=scaled)
         np.copyto(rounded, scaled, casting="unsafe")
         sums = totals[start : start + _PIECE]
         np.add(sums, rounded, out=sums)
+
+
+def _sum_of_squares(values: _Array) -> float:
+    """See `Arithmetic`. Not a scalar product, whose last bits depend on the threads."""
+    return float(np.square(values, dtype=np.float64).sum())
+
+
+NUMPY = Arithmetic(_add_fixed_point, _sum_of_squares)
 
 
 def _product(name: str, array: _Array, weight: int, limit: int) -> _Array:
@@ -290,13 +345,13 @@ def beside_of(arrays: Mapping[str, _Array]) -> Arrays:
     }
 
 
-def norm(update: Mapping[str, _Array]) -> float:
+def norm(update: Mapping[str, _Array], arithmetic: Arithmetic = NUMPY) -> float:
     """Return the Euclidean norm over all float arrays, accumulated in float64.
 
     What travels beside the update does not count, nor does the arrays' order.
     """
     squares = (
-        float(np.square(array, dtype=np.float64).sum())
+        arithmetic.sum_of_squares(np.ravel(array))
         for name, array in update.items()
         if array.dtype.kind == "f" and not name.startswith(BESIDE)
     )

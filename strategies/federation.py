@@ -63,6 +63,7 @@ class Federation:
         options: Mapping[str, Any] | None = None,
         agreement: Agreement | None = None,
         client_names: Sequence[str] = (),
+        on_sent: Callable[[], None] = lambda: None,
     ) -> None:
         """Wait for nodes and ask each what it hosts.
 
@@ -74,6 +75,7 @@ class Federation:
                 layout; None where every node can read all of the data.
             client_names: names of the clients in order, where they have any and every
                 node can read all of the data.
+            on_sent: called when messages have been sent.
             min_nodes: how many nodes to wait for.
             node_timeout: seconds to wait for them, and for their answers.
 
@@ -81,6 +83,7 @@ class Federation:
             FederationError: too few nodes came, or they do not agree on the data.
         """
         self._grid = grid
+        self._on_sent = on_sent
         self._min_nodes = min_nodes
         self._node_timeout = node_timeout
         text = json.dumps(dict(options or {}), sort_keys=True)
@@ -284,6 +287,7 @@ class Federation:
                 waiting[sent[0]] = node
             else:
                 yield Reply(node, None, "the message was refused by the SuperLink")
+        self._on_sent()
         start = time.monotonic()
         while waiting and (passed := time.monotonic() - start) < timeout:
             found, asked = False, time.monotonic()

@@ -206,6 +206,60 @@ def test_norm_is_over_all_floats_together() -> None:
     assert aggregation.norm(arrays) == 5.0
 
 
+def test_the_norm_does_not_depend_on_the_order_of_arrays() -> None:
+    draws = np.random.default_rng(0)
+    arrays = {str(i): draws.normal(size=100 + i).astype("f4") for i in range(20)}
+    turned = dict(reversed(arrays.items()))
+    assert aggregation.norm(arrays) == aggregation.norm(turned) > 0
+    assert aggregation.norm({}) == aggregation.norm({"n": np.zeros(0)}) == 0
+
+
+def divided(whole: np.ndarray) -> aggregation.Parts:
+    """As 2 x 3 and the rest."""
+    return aggregation.Parts(whole, {"a": whole[:6].reshape(2, 3), "b": whole[6:]})
+
+
+def test_arrays_are_in_one_piece_until_one_is_replaced() -> None:
+    whole = np.arange(10, dtype=np.float32)
+    assert divided(whole).whole is whole
+    replaced, more, fewer, renamed = (divided(whole) for _ in range(4))
+    replaced["b"] = replaced["b"].copy()
+    more |= {"c": np.zeros(1)}
+    del fewer["a"]
+    renamed["c"] = renamed.pop("b")
+    for changed in (replaced, more, fewer, renamed):
+        assert changed.whole is None
+
+
+@pytest.mark.parametrize("order", ["ab", "ba"])
+@pytest.mark.parametrize("replace", [True, False])
+def test_a_sum_of_parts_is_that_of_the_arrays(order: str, *, replace: bool) -> None:
+    whole = np.random.default_rng(0).normal(size=10).astype(np.float32)
+    parts = divided(whole)
+    model = {name: np.zeros_like(parts[name]) for name in order}
+    if replace:
+        parts["a"] = parts["a"] + 1
+    sums = [ExactSum(model, 2) for _ in range(2)]
+    sums[0].add(parts, 7)
+    sums[1].add({name: array.copy() for name, array in parts.items()}, 7)
+    for name, array in parts.items():
+        assert (sums[0].totals[name] == sums[1].totals[name]).all()
+        assert np.allclose(sums[0].mean()[name], array)
+
+
+def test_an_update_too_many_is_refused_and_leaves_the_sum_as_it_was() -> None:
+    total = ExactSum(FLOATS | {"n": np.zeros(1, np.int64)}, 1)
+    one = update(1, 2, 3) | {"n": np.ones(1, np.int64)}
+    total.add(one, 2)
+    before = {name: array.copy() for name, array in total.totals.items()}
+    with pytest.raises(UpdateError, match="more than 1 clients"):
+        total.add(one, 2)
+    with pytest.raises(UpdateError, match="more than 1 clients"):
+        total.add_partial(before, 2, 1)
+    assert all((total.totals[name] == before[name]).all() for name in before)
+    assert (total.num_clients, total.weight) == (1, 2)
+
+
 def test_pooling_nothing_changes_nothing() -> None:
     model = {
         "bn.running_mean": np.array([30.0, 1000.0], np.float32),

@@ -29,8 +29,8 @@ APP_LAYERS = [
     {"compression.half", "compression.quantised"},
     {"compression.sparse"},
     {"models", "compression"},
-    {"config", "startup", "processes", "warm"},
-    {"kernels", "softmax", "batches"},
+    {"config", "startup", "processes", "warm", "waking"},
+    {"kernels", "softmax", "batches", "resident"},
     {"convolutional"},
     {
         "optim",

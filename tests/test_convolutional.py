@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from fl_app import convolutional, gradients, kernels, models, task
 from fl_app.batches import LAYOUT, Batches, Examples, Normalisation, to_images_last
 from fl_app.data.augment import rotate_shift
+from strategies import aggregation
 from tests.conftest import PROJECT
 
 SHAPES = [(3, 32, 32), (1, 28, 28), (1, 8, 8), (2, 21, 30)]
@@ -380,3 +381,51 @@ def test_without_a_folder_for_it_nothing_is_kept(
 
     monkeypatch.setattr(kernels, "njit", plain)
     assert kernels._compiled(len) is len
+
+
+def test_sums_are_numpys_to_the_bit() -> None:
+    """Halves, which are rounded to even, and all that is just within the range."""
+    scale = 2.0**36
+    halves = np.arange(-4000, 4001, dtype=np.float32) / 2 / np.float32(scale)
+    large = np.float32([2.0**25, -(2.0**25), 2.0**-149, -0.0, 1e-3, -1 / 3])
+    values = np.concatenate([halves, large])
+    ours, numpys = (np.arange(len(values), dtype=np.int64) for _ in range(2))
+    kernels.add_fixed_point(ours, values, scale)
+    aggregation.NUMPY.add_fixed_point(numpys, values, scale)
+    assert (ours == numpys).all()
+    assert ours[: len(halves)].sum() == np.arange(len(halves)).sum()
+
+
+def test_squares_are_summed_up_in_double_precision() -> None:
+    values = np.full(10**6, 1 / 3, np.float32)
+    expected = float(np.float32(1 / 3)) ** 2 * 10**6
+    assert kernels.sum_of_squares(values) == pytest.approx(expected, rel=1e-12)
+    assert kernels.sum_of_squares(np.zeros(0, np.float32)) == 0
+    assert np.isnan(kernels.sum_of_squares(np.float32([1, np.nan])))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "features", "expected"),
+    [
+        (None, {"avx512f": True, "avx2": True}, "+avx512f,+avx2,-prefer-256-bit"),
+        (None, {"avx512f": False, "avx2": True}, None),
+        ("+avx2", {"avx512f": True}, "+avx2"),
+    ],
+)
+def test_vectors_are_as_wide_as_the_processors(
+    chosen: str | None,
+    features: dict[str, bool],
+    expected: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Features(dict[str, bool]):
+        def flatten(self) -> str:
+            return ",".join(f"{'+' if on else '-'}{name}" for name, on in self.items())
+
+    monkeypatch.setattr(
+        kernels.llvm, "get_host_cpu_features", lambda: Features(features)
+    )
+    monkeypatch.setattr(kernels.numba_config, "CPU_NAME", None)
+    monkeypatch.setattr(kernels.numba_config, "CPU_FEATURES", chosen)
+    kernels._use_wide_vectors()
+    assert expected == kernels.numba_config.CPU_FEATURES

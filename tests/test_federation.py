@@ -107,6 +107,22 @@ def test_a_silent_node_is_an_error_after_the_timeout() -> None:
     assert "no reply within 0.2 seconds" in replies[11].error
 
 
+def test_it_is_told_when_all_messages_have_been_sent() -> None:
+    node = hosting([[1, 2]])
+    grid = LocalGrid({10: node, 11: node})
+    sent: list[int] = []
+    sides = Federation(
+        grid,
+        min_nodes=2,
+        node_timeout=0.3,
+        on_sent=lambda: sent.append(len(grid.sent)),
+    )
+    assert sent == [2]  # what they host
+    contents = {node: RecordDict() for node in sides.node_ids}
+    assert len(list(sides.exchange(contents, wire.TRAIN, timeout=1.0))) == 2
+    assert sent == [2, 4]
+
+
 def test_messages_expire_with_the_round() -> None:
     nodes = federation(hosting([[1]]))
     list(nodes.exchange({10: RecordDict()}, "query", timeout=12.5))

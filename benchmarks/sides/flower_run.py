@@ -176,16 +176,14 @@ class FirstRound:
         self._thread.join()
 
     def _watch(self) -> None:
-        size = -1
-        while not self._stop.wait(0.02):
+        """Look ten times a second, in the file's times: a look takes time of a core."""
+        while not self._stop.wait(0.1):
             try:
-                if (grown := self._path.stat().st_size) == size:
-                    continue
-                size, rows = grown, self._path.read_bytes().count(b"\n")
+                written = self._path.stat().st_mtime
+                rows = self._path.read_bytes().count(b"\n")
             except OSError:
                 continue
-            now = time.time()
-            self.times += [now] * (rows - len(self.times))
+            self.times += [written] * (rows - len(self.times))
 
 
 def plain(home: Home, case: Mapping[str, Any], *, pinned: bool) -> dict[str, Any]:

@@ -1,0 +1,138 @@
+"""The state of a model that stays in a process: kept, put back, compared.
+
+For clients of a few examples that takes as long as a step if it is done tensor by
+tensor, so a model's tensors are moved into one piece of memory.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+_Array = np.ndarray[Any, Any]
+
+
+def gather(model: nn.Module) -> None:
+    """Move the model's float32 parameters and buffers into one tensor, as they lie.
+
+    They stay the objects they are. Models whose tensors share memory are left alone.
+    """
+    state = model.state_dict(keep_vars=True).values()
+    tensors = [tensor for tensor in state if _is_part(tensor)]
+    if len({tensor.untyped_storage().data_ptr() for tensor in tensors}) < len(tensors):
+        return
+    sizes = [tensor.numel() for tensor in tensors]
+    for device in {tensor.device for tensor in tensors}:
+        whole = torch.empty(sum(sizes), device=device)
+        for tensor, part in zip(tensors, torch.split(whole, sizes), strict=True):
+            if tensor.device == device:
+                lies = part.as_strided(tensor.shape, tensor.stride())
+                tensor.data = lies.copy_(tensor.detach())
+
+
+def _is_part(tensor: Tensor) -> bool:
+    return tensor.dtype == torch.float32 and (
+        tensor.is_contiguous() or _is_channels_last(tensor)
+    )
+
+
+def _is_channels_last(tensor: Tensor) -> bool:
+    return tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+
+
+def _whole(tensors: Iterable[Tensor]) -> Tensor | None:
+    """Return the tensor (n,) that these are the parts of, in its order, if one is."""
+    first, end, memory = None, 0, 0
+    for tensor in tensors:
+        if first is None:
+            first, memory = tensor, tensor.untyped_storage().data_ptr()
+            end = int(tensor.storage_offset())
+        here = tensor.untyped_storage().data_ptr(), tensor.storage_offset()
+        if here != (memory, end) or tensor.device != first.device:
+            return None
+        end += tensor.numel()
+    if first is None:
+        return None
+    start = first.storage_offset()
+    return first.as_strided((end - start,), (1,), start)
+
+
+class Changes(NamedTuple):
+    """What a model's state is now, less what it was."""
+
+    arrays: dict[str, _Array]
+    whole: _Array | None
+    """What they are parts of (n,), one after the other; None if they are not."""
+
+
+class Snapshot:
+    """A model's state as it is now, to go back to before each client trains.
+
+    It holds while the model's tensors are changed in place, as training does.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        state = model.state_dict()
+        self._names = list(state)
+        parts = {name: t for name, t in state.items() if _is_part(t)}
+        self._whole = _whole(parts.values())
+        if self._whole is None:
+            parts = {}
+        self._kept_whole = None if self._whole is None else self._whole.clone()
+        self._parts = list(_places(parts))
+        rest = {name: t for name, t in state.items() if name not in parts}
+        self._rest = list(rest)
+        self._tensors = list(rest.values())
+        self._kept = [tensor.clone() for tensor in self._tensors]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put the model back."""
+        if self._whole is not None and self._kept_whole is not None:
+            self._whole.copy_(self._kept_whole)
+        if self._tensors:
+            torch._foreach_copy_(self._tensors, self._kept)
+
+    @torch.no_grad()
+    def changes(self) -> Changes:
+        """Return the model's present state less the kept one, as new arrays.
+
+        They are parts of one if the model's tensors are, so that what is done to all of
+        them can be done at once.
+        """
+        found: dict[str, _Array] = {}
+        whole = None
+        if self._whole is not None and self._kept_whole is not None:
+            whole = (self._whole - self._kept_whole).cpu().numpy()
+            found = self._divided(whole)
+        if not self._tensors:
+            return Changes(found, whole)
+        changes = torch._foreach_sub(self._tensors, self._kept)
+        for name, change in zip(self._rest, changes, strict=True):
+            found[name] = change.cpu().contiguous().numpy()
+        return Changes({name: found[name] for name in self._names}, None)
+
+    def _divided(self, whole: _Array) -> dict[str, _Array]:
+        """Return the parts of an array (n,) by name, each in the usual order."""
+        found = {}
+        for name, place, shape, pixels_first in self._parts:
+            part = whole[place]
+            if pixels_first:
+                outputs, channels, *sides = shape
+                lies = part.reshape(outputs, *sides, channels)
+                part[:] = lies.transpose(0, 3, 1, 2).ravel()
+            found[name] = part.reshape(shape)
+        return found
+
+
+def _places(
+    parts: Mapping[str, Tensor],
+) -> Iterator[tuple[str, slice, tuple[int, ...], bool]]:
+    """Yield each part's name, place and shape, and whether its pixels lie first."""
+    start = 0
+    for name, tensor in parts.items():
+        end = start + tensor.numel()
+        yield name, slice(start, end), tuple(tensor.shape), not tensor.is_contiguous()
+        start = end
