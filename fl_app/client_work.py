@@ -119,11 +119,14 @@ class ClientWork:
     @cached_property
     def arithmetic(self) -> aggregation.Arithmetic:
         """What goes through all values of an update fastest here."""
-        from fl_app import convolutional
+        from fl_app import convolutional, gradients
 
-        if convolutional.network(self.space.model) is None:
+        trained_by = gradients.backpropagation(
+            self.space.model, self.space.config.precision
+        )
+        if not isinstance(trained_by, convolutional.Network):
             return aggregation.NUMPY
-        from fl_app import kernels  # and Numba, which is there for the model's sake
+        from fl_app import kernels  # and Numba, which training needs in any case
 
         return aggregation.Arithmetic(kernels.add_fixed_point, kernels.sum_of_squares)
 

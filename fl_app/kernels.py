@@ -21,10 +21,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar, cast
 
-import llvmlite.binding as llvm
 import numpy as np
 from numba import config as numba_config
 from numba import njit, uintp
+from numba.core.codegen import get_host_cpu_features
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
@@ -49,16 +49,18 @@ def _use_wide_vectors() -> None:
 
     For some processors it keeps to 256, since one that rarely meets the wide ones slows
     down for them; the kernels, which do little else, take 1.3 to 1.5 times as long so.
-    What the user has set for Numba stays.
+    What the user has set for Numba stays. It is a setting for the whole process, where
+    nothing else uses Numba, and is made before `njit` below reads it.
     """
     config: Any = numba_config
     if config.CPU_NAME is None and config.CPU_FEATURES is None:
-        features = llvm.get_host_cpu_features()
-        if features.get("avx512f"):
-            config.CPU_FEATURES = f"{features.flatten()},-prefer-256-bit"
+        # Without what the user has ruled out.
+        features: str = get_host_cpu_features()  # type: ignore[no-untyped-call]
+        if "+avx512f" in features.split(","):
+            config.CPU_FEATURES = f"{features},-prefer-256-bit"
 
 
-_use_wide_vectors()  # before anything is compiled
+_use_wide_vectors()
 
 
 def _compiled(function: Function) -> Function:

@@ -15,21 +15,22 @@ _Array = np.ndarray[Any, Any]
 
 
 def gather(model: nn.Module) -> None:
-    """Move the model's float32 parameters and buffers into one tensor, as they lie.
+    """Move the float32 tensors of the model's state into one, as they lie.
 
-    They stay the objects they are. Models whose tensors share memory are left alone.
+    They stay the objects they are. A model is left alone whose tensors share memory or
+    lie on several devices.
     """
     state = model.state_dict(keep_vars=True).values()
     tensors = [tensor for tensor in state if _is_part(tensor)]
-    if len({tensor.untyped_storage().data_ptr() for tensor in tensors}) < len(tensors):
+    memories = {tensor.untyped_storage().data_ptr() for tensor in tensors}
+    devices = {tensor.device for tensor in tensors}
+    if len(memories) < len(tensors) or len(devices) != 1:
         return
     sizes = [tensor.numel() for tensor in tensors]
-    for device in {tensor.device for tensor in tensors}:
-        whole = torch.empty(sum(sizes), device=device)
-        for tensor, part in zip(tensors, torch.split(whole, sizes), strict=True):
-            if tensor.device == device:
-                lies = part.as_strided(tensor.shape, tensor.stride())
-                tensor.data = lies.copy_(tensor.detach())
+    whole = torch.empty(sum(sizes), device=devices.pop())
+    for tensor, part in zip(tensors, torch.split(whole, sizes), strict=True):
+        moved = part.as_strided(tensor.shape, tensor.stride())
+        tensor.data = moved.copy_(tensor.detach())
 
 
 def _is_part(tensor: Tensor) -> bool:
@@ -49,14 +50,14 @@ def _whole(tensors: Iterable[Tensor]) -> Tensor | None:
         if first is None:
             first, memory = tensor, tensor.untyped_storage().data_ptr()
             end = int(tensor.storage_offset())
-        here = tensor.untyped_storage().data_ptr(), tensor.storage_offset()
-        if here != (memory, end) or tensor.device != first.device:
+        start = tensor.untyped_storage().data_ptr(), tensor.storage_offset()
+        if start != (memory, end) or tensor.device != first.device:
             return None
         end += tensor.numel()
     if first is None:
         return None
-    start = first.storage_offset()
-    return first.as_strided((end - start,), (1,), start)
+    offset = first.storage_offset()
+    return first.as_strided((end - offset,), (1,), offset)
 
 
 class Changes(NamedTuple):
@@ -99,8 +100,8 @@ class Snapshot:
     def changes(self) -> Changes:
         """Return the model's present state less the kept one, as new arrays.
 
-        They are parts of one if the model's tensors are, so that what is done to all of
-        them can be done at once.
+        They are parts of one if all of the model's tensors are, so that what is done to
+        each of them can be done at once.
         """
         found: dict[str, _Array] = {}
         whole = None
@@ -117,12 +118,12 @@ class Snapshot:
     def _divided(self, whole: _Array) -> dict[str, _Array]:
         """Return the parts of an array (n,) by name, each in the usual order."""
         found = {}
-        for name, place, shape, pixels_first in self._parts:
+        for name, place, shape, channels_last in self._parts:
             part = whole[place]
-            if pixels_first:
+            if channels_last:
                 outputs, channels, *sides = shape
-                lies = part.reshape(outputs, *sides, channels)
-                part[:] = lies.transpose(0, 3, 1, 2).ravel()
+                as_it_lies = part.reshape(outputs, *sides, channels)
+                part[:] = as_it_lies.transpose(0, 3, 1, 2).ravel()
             found[name] = part.reshape(shape)
         return found
 
@@ -130,7 +131,7 @@ class Snapshot:
 def _places(
     parts: Mapping[str, Tensor],
 ) -> Iterator[tuple[str, slice, tuple[int, ...], bool]]:
-    """Yield each part's name, place and shape, and whether its pixels lie first."""
+    """Yield each part's name, place and shape, and whether its channels lie last."""
     start = 0
     for name, tensor in parts.items():
         end = start + tensor.numel()

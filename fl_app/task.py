@@ -312,8 +312,8 @@ def set_arrays(model: nn.Module, arrays: Mapping[str, np.ndarray[Any, Any]]) -> 
 def place(model: nn.Module) -> nn.Module:
     """Return the model on the device this process was given, laid out channels-last.
 
-    And in one piece of memory; see `resident`. The device is a GPU if the process sees
-    one, else the CPU.
+    And in one piece of memory where `resident` can do that. The device is a GPU if the
+    process sees one, else the CPU.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cuda":  # convolutions that give the same bits each time

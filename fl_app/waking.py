@@ -1,10 +1,10 @@
 """Has Flower's simulation take messages as soon as they are sent.
 
 A thread of it, in the process of the ServerApp, looks for messages to nodes and then
-waits for a tenth of a second: a message waits for half of that in the mean, and a round
-of small clients takes not much longer. The wait is one for the end of the run, on an
-event whose waiters can be woken without it. That is none of Flower's public interface:
-where it is not as in its release 1.41, messages wait as they did.
+waits for a tenth of a second: a message waits for half of that on average, and a round
+of small clients takes not much longer. It waits for the end of the run, on an event
+whose waiters can be woken without it. This is not part of Flower's public interface:
+where it is not as in Flower 1.41, messages wait as they did.
 """
 
 import sys

@@ -95,6 +95,10 @@ class Parts(dict[str, _Array]):
         self._whole = whole
         self._given = tuple(parts.items())
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Be copied and pickled as a plain dictionary: the parts then lie apart."""
+        return dict, (dict(self),)
+
     @property
     def whole(self) -> _Array | None:
         """What they lie in; None once the dictionary holds others."""
@@ -118,11 +122,11 @@ def _in_one_piece(arrays: Mapping[str, _Array], names: Sequence[str]) -> _Array:
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """What goes through all values of an update; by default NumPy's."""
+    """What goes through all values of an update."""
 
     add_fixed_point: Callable[[_Array, _Array, float], None]
     """Add scale * values (n,), rounded to integers, half to even, to totals (n,) int64;
-    of totals, values and scale. No sum is out of range."""
+    of totals, values and scale. No sum is out of range; an error adds nothing."""
     sum_of_squares: Callable[[_Array], float]
     """Of values (n,), accumulated in float64."""
 
@@ -198,6 +202,8 @@ class ExactSum:
         What is done once for all of them costs small ones less.
         """
         flat = _in_one_piece(update, self._floats)
+        if flat.size != self._flat.size:  # compiled code would write beyond the sums
+            raise UpdateError(f"the arrays lie in one of {flat.size} values")
         if not _in_range(flat, weight, self._limit):
             name = next(
                 name

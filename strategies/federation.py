@@ -75,7 +75,7 @@ class Federation:
                 layout; None where every node can read all of the data.
             client_names: names of the clients in order, where they have any and every
                 node can read all of the data.
-            on_sent: called when messages have been sent.
+            on_sent: called when the messages of an exchange have been sent.
             min_nodes: how many nodes to wait for.
             node_timeout: seconds to wait for them, and for their answers.
 

@@ -1,4 +1,6 @@
+import copy
 import itertools
+import pickle
 
 import numpy as np
 import pytest
@@ -229,6 +231,26 @@ def test_arrays_are_in_one_piece_until_one_is_replaced() -> None:
     renamed["c"] = renamed.pop("b")
     for changed in (replaced, more, fewer, renamed):
         assert changed.whole is None
+
+
+def test_copies_of_parts_lie_apart() -> None:
+    parts = divided(np.ones(10, np.float32))
+    model = {name: np.zeros_like(array) for name, array in parts.items()}
+    copied = [copy.deepcopy(parts), pickle.loads(pickle.dumps(parts))]
+    for other in copied:
+        other["a"] *= 0
+        total = ExactSum(model, 1)
+        total.add(other, 1)
+        assert total.mean()["a"].sum() == 0
+        assert total.mean()["b"].sum() == 4
+
+
+def test_parts_of_a_longer_array_are_refused() -> None:
+    whole = np.ones(10, np.float32)
+    total = ExactSum({"a": np.zeros(6, np.float32)}, 1)
+    with pytest.raises(UpdateError, match="10 values"):
+        total.add(aggregation.Parts(whole, {"a": whole[:6]}), 1)
+    assert total.num_clients == 0
 
 
 @pytest.mark.parametrize("order", ["ab", "ba"])

@@ -26,9 +26,10 @@ class State:
         self.asked_in_vain = threading.Event()
 
     def get_message_ins(self, node_id: int, limit: int) -> list[str]:
-        if not self.messages:
+        found = [self.messages.pop() for _ in self.messages[:limit]]
+        if not found:
             self.asked_in_vain.set()
-        return [self.messages.pop() for _ in self.messages[:limit]]
+        return found
 
 
 @contextmanager
@@ -75,20 +76,18 @@ def test_waking_does_not_end_the_simulation() -> None:
             assert woken_until_there(queue) == message
 
 
-def test_where_no_simulation_is_nothing_is_woken(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("renamed", [True, False])
+def test_without_the_engine_as_it_is_known_messages_wait(
+    monkeypatch: pytest.MonkeyPatch, *, renamed: bool
 ) -> None:
     state = State()
     with simulation(state) as queue:
-        monkeypatch.delitem(sys.modules, waking._ENGINE)
+        if renamed:
+            monkeypatch.delattr(vce_api, "add_messages_to_queue")
+        else:
+            monkeypatch.delitem(sys.modules, waking._ENGINE)
         state.messages.append("hello")
-        waking.wake_simulation()
-        with pytest.raises(Empty):
-            queue.get(timeout=0.2)
-
-
-def test_an_engine_of_another_make_is_left_alone(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.delattr(vce_api, "add_messages_to_queue")
-    waking.wake_simulation()
+        for _ in range(5):
+            waking.wake_simulation()
+            with pytest.raises(Empty):
+                queue.get(timeout=0.05)
