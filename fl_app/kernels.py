@@ -48,7 +48,7 @@ def _use_wide_vectors() -> None:
     """Have the compiler use vectors of 512 bits where the processor has them.
 
     For some processors it keeps to 256, since one that rarely meets the wide ones slows
-    down for them; the kernels, which do little else, take 1.3 to 1.5 times as long so.
+    down for them; the kernels, which do little else, take 1.3 to 1.5 times as long.
     What the user has set for Numba stays. It is a setting for the whole process, where
     nothing else uses Numba, and is made before `njit` below reads it.
     """

@@ -22,7 +22,7 @@ from strategies.wire import Arrays
 T = TypeVar("T")
 
 _PULLED = 4  # replies pulled at once: each may be as large as the model
-_PATIENCE = 0.03  # share of the time waited so far that a reply may lie unnoticed
+_PATIENCE = 0.015  # share of the time waited so far that a reply may lie unnoticed
 _PAUSE = 50  # times what it takes to ask for replies, until they are asked for again
 
 log = logging.getLogger("flwr.fl_app")
