@@ -201,6 +201,9 @@ GOLDEN_LENET = {
     "znver5, torch 2.15, numba 0.68": (
         "984e617598002bbd031a609cb7cc718a893429d20fb067a2e61e3b47ac22fd31"
     ),
+    "emeraldrapids, torch 2.15, numba 0.68": (
+        "1da6c14b2885c3efe96f8a5e06f5b5b5993e7e0643ff176b2e06254c868adaa2"
+    ),
 }
 
 
