@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,10 @@ from torch.nn import functional as F
 
 from fl_app import convolutional, gradients, kernels, models, task
 from fl_app.batches import LAYOUT, Batches, Examples, Normalisation, to_images_last
+from fl_app.client_work import ClientWork
 from fl_app.data.augment import rotate_shift
 from strategies import aggregation
-from tests.conftest import PROJECT
+from tests.conftest import PROJECT, make_config
 
 SHAPES = [(3, 32, 32), (1, 28, 28), (1, 8, 8), (2, 21, 30)]
 OTHERS = sorted(models.MODELS.keys() - {"lenet"})
@@ -396,6 +398,29 @@ def test_sums_are_numpys_to_the_bit() -> None:
     by_hand = np.zeros(4, np.int64)
     kernels.add_fixed_point(by_hand, np.float32([0.5, 1.5, 2.5, -2.5]), 1.0)
     assert by_hand.tolist() == [0, 2, 2, -2]
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "threads", "compiled"),
+    [
+        ("lenet", "float32", 1, True),
+        ("lenet", "float32", 2, False),
+        ("lenet", "bfloat16", 1, False),
+        ("mlp", "float32", 1, False),
+    ],
+)
+def test_nodes_sum_by_kernels_where_they_train_by_kernels(
+    name: str, precision: str, threads: int, *, compiled: bool
+) -> None:
+    torch.set_num_threads(threads)
+    model = task.place(models.build(name, (1, 8, 8), 10, seed=0))
+    space: Any = SimpleNamespace(
+        model=model,
+        config=make_config(precision=precision),
+    )
+    arithmetic = ClientWork(space, {}, 1, {}, deadline=0.0).arithmetic
+    adding = kernels.add_fixed_point if compiled else aggregation.NUMPY.add_fixed_point
+    assert arithmetic.add_fixed_point is adding
 
 
 def test_squares_are_summed_up_in_double_precision() -> None:
