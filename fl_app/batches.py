@@ -27,9 +27,17 @@ class Examples:
 
     images: Tensor
     labels: Tensor
+    chosen: Tensor | None = None
+    """Which of them are meant (n,), int64; None for all, in their order."""
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.labels if self.chosen is None else self.chosen)
+
+    def gathered(self) -> "Examples":
+        """Return the ones that are meant, and none beside them."""
+        if self.chosen is None:
+            return self
+        return Examples(self.images[self.chosen], self.labels[self.chosen])
 
 
 @dataclass(frozen=True)
@@ -83,9 +91,7 @@ class Batches:
             device: where batches are to be.
             images_last: batches lie in memory as (C, H, W, B), and not in `LAYOUT`.
         """
-        images = examples.images
-        self._shape = images.shape[1:]
-        self._labels = examples.labels.to(device)
+        self._shape = examples.images.shape[1:]
         self._normalise = normalise
         self._augment = augment
         self._draws = draws
@@ -94,8 +100,18 @@ class Batches:
         self._ready = (
             augment is None
             and not images_last  # whose batches are changed one by one in any case
-            and images.numel() <= _NORMALISED_AT_ONCE
+            and len(examples) * self._shape.numel() <= _NORMALISED_AT_ONCE
         )
+        batch_by_batch = augment is not None or images_last
+        images, labels = examples.images, examples.labels
+        self._chosen = examples.chosen
+        """Where in the images the client's are; None once they are gathered."""
+        if self._chosen is not None:
+            labels = labels.index_select(0, self._chosen)
+            if not batch_by_batch:
+                images = images.index_select(0, self._chosen)
+                self._chosen = None
+        self._labels = labels.to(device)
         if self._ready:
             images = normalise(images.to(device, torch.float32))
         elif augment is None:  # an image a row, its pixels in the order of the batches'
@@ -117,12 +133,16 @@ class Batches:
         if self._ready:
             inputs = self._of_normalised(order, batch_size)
         elif self._augment is not None:
-            inputs = self._augmented(order, batch_size, self._augment)
+            inputs = self._augmented(self._places(order), batch_size, self._augment)
         elif self._images_last:
-            inputs = self._of_columns(order, batch_size)
+            inputs = self._of_columns(self._places(order), batch_size)
         else:
             inputs = self._of_rows(order, batch_size)
         yield from zip(inputs, torch.split(labels, batch_size), strict=True)
+
+    def _places(self, order: Tensor) -> Tensor:
+        """Return where in the images the ones of that order are."""
+        return order if self._chosen is None else self._chosen.index_select(0, order)
 
     def _of_normalised(self, order: Tensor, batch_size: int) -> Iterator[Tensor]:
         """Yield views of one gather for the whole epoch."""
@@ -142,12 +162,12 @@ class Batches:
             pixels.sub_(shift).mul_(factor)
             yield pixels.view(-1, height, width, channels).permute(0, 3, 1, 2)
 
-    def _of_columns(self, order: Tensor, batch_size: int) -> Iterator[Tensor]:
+    def _of_columns(self, places: Tensor, batch_size: int) -> Iterator[Tensor]:
         """As `_of_rows`, an image a column."""
         channels, height, width = self._shape
         affine = _affine(self._normalise, self._device)
         shift, factor = (each.view(-1, 1) for each in affine)
-        for chosen in torch.split(order.to(self._device), batch_size):
+        for chosen in torch.split(places.to(self._device), batch_size):
             rows = self._images.index_select(0, chosen)
             pixels = torch.empty((rows.shape[1], len(rows)), device=self._device)
             pixels.copy_(rows.t())
@@ -155,9 +175,9 @@ class Batches:
             yield pixels.view(channels, height, width, -1).permute(3, 0, 1, 2)
 
     def _augmented(
-        self, order: Tensor, batch_size: int, augment: Augment
+        self, places: Tensor, batch_size: int, augment: Augment
     ) -> Iterator[Tensor]:
-        for chosen in torch.split(order, batch_size):
+        for chosen in torch.split(places, batch_size):
             images = self._images.index_select(0, chosen.to(self._images.device))
             pixels = augment(images.to(self._device, torch.float32), self._draws)
             yield self._laid_out(self._normalise(pixels))

@@ -128,7 +128,7 @@ class ClientWork:
             return aggregation.NUMPY
         from fl_app import kernels  # and Numba, which training needs in any case
 
-        return aggregation.Arithmetic(kernels.add_fixed_point, kernels.sum_of_squares)
+        return aggregation.Arithmetic(kernels.add_fixed_point, kernels.sums_of_squares)
 
     @cached_property
     def _options_of_round(self) -> "task.TrainOptions":

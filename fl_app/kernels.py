@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.int8]
 Integers = NDArray[np.int64]
+Doubles = NDArray[np.float64]
 Taps = tuple[float, float, float, float, float]
 Function = TypeVar("Function", bound=Callable[..., object])
 
@@ -346,17 +347,30 @@ def differentiate(
 
 
 @_compiled
-def add_fixed_point(totals: Integers, values: Floats, scale: float) -> None:
+def add_fixed_point(
+    totals: Integers, values: Floats, scale: float, bound: float
+) -> int:
     """Add scale * values, rounded to integers; see `aggregation.Arithmetic`."""
+    beyond = 0
     for i in range(values.size):
-        totals[i] += np.int64(np.rint(np.float64(values[i]) * scale))
+        scaled = np.rint(np.float64(values[i]) * scale)
+        within = abs(scaled) <= bound
+        beyond += 0 if within else 1
+        totals[i] += np.int64(scaled if within else 0.0)
+    return beyond
 
 
 @_compiled
-def sum_of_squares(values: Floats) -> float:
-    """Sum up in float64; see `aggregation.Arithmetic`."""
-    total = 0.0
-    for i in range(values.size):
-        value = np.float64(values[i])
-        total += value * value
-    return total
+def sums_of_squares(values: Floats, ends: Integers) -> Doubles:
+    """Sum up each part in float64; see `aggregation.Arithmetic`."""
+    sums = np.empty(ends.size, np.float64)
+    start = 0
+    for number, end in enumerate(ends):
+        part = values[start:end]
+        total = 0.0
+        for i in range(part.size):
+            value = np.float64(part[i])
+            total += value * value
+        sums[number] = total
+        start = end
+    return sums

@@ -38,10 +38,14 @@ _MARK = "FL_APP_NETWORK"
 _HOST = "127.0.0.1"
 _MORTAL = [
     *(sys.executable, "-S", "-c"),
-    "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); "  # PR_SET_PDEATHSIG
+    "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); "  # PR_SET_PDEATHSIG
     "os.execv(sys.argv[1], sys.argv[1:])",
 ]
-"""Before a command: has the kernel end it when the process that started it is gone."""
+"""Before a command: has the kernel kill it when the process that started it is gone.
+
+Not ask it to end: a SuperLink that is asked waits for its connections to close, now and
+then for ever. What these commands start looks itself whether its parent is there.
+"""
 
 
 @dataclass(frozen=True)

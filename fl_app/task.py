@@ -239,6 +239,7 @@ def evaluate(
 ) -> Evaluation:
     """Return loss and accuracy over the examples, in eval mode, `chunk` at a time."""
     model.eval()
+    examples = examples.gathered()
     loss = torch.zeros((), dtype=torch.float64)
     correct = torch.zeros(num_classes, dtype=torch.int64)
     if convolutional.network(model):

@@ -1,14 +1,21 @@
-"""Has Flower's simulation take messages as soon as they are sent.
+"""Has Flower's simulation take messages at once, and say when there is a reply.
 
 A thread of it, in the process of the ServerApp, looks for messages to nodes and then
 waits for a tenth of a second: a message waits for half of that on average, and a round
 of small clients takes not much longer. It waits for the end of the run, on an event
-whose waiters can be woken without it. This is not part of Flower's public interface:
-where it is not as in Flower 1.41, messages wait as they did.
+whose waiters can be woken without it. Another thread stores the replies; the ServerApp,
+which would ask for them again and again, is told by what it stores them with. This is
+not part of Flower's public interface: where it is not as in Flower 1.41, messages and
+replies wait as they did.
 """
 
 import sys
 import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from flwr.serverapp import Grid
 
 _ENGINE = "flwr.server.superlink.fleet.vce.vce_api"
 
@@ -30,3 +37,33 @@ def _wake_waiters(event: object) -> None:
     if isinstance(event, threading.Event) and condition is not None:
         with condition:
             condition.notify_all()
+
+
+_UNTOLD = 0.2
+"""Seconds after which replies are asked for even if none was told of."""
+
+
+def reply_wait(grid: Grid) -> Callable[[float], None]:
+    """Return what waits for so many seconds, or until a reply may be there.
+
+    In a simulation of this process it waits longer where no reply comes.
+    """
+    state: Any = getattr(grid, "state", None)
+    store = getattr(state, "store_message_res", None)
+    if _ENGINE not in sys.modules or store is None:
+        return time.sleep
+    told = threading.Event()
+
+    def store_and_tell(*reply: Any, **named: Any) -> Any:
+        try:
+            return store(*reply, **named)
+        finally:
+            told.set()
+
+    state.store_message_res = store_and_tell
+
+    def wait(seconds: float) -> None:
+        told.wait(max(seconds, _UNTOLD))
+        told.clear()  # and what was stored until now is asked for after this
+
+    return wait

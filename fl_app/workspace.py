@@ -1,8 +1,9 @@
 """What a node has open while it works: the run's options, its data, one model."""
 
 import json
+import warnings
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from flwr.app import ConfigRecord, Context, Message
@@ -12,7 +13,7 @@ from fl_app.data import private
 from strategies import wire
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from fl_app.data.datasets import Dataset
     from fl_app.data.partition import Partition
@@ -38,6 +39,21 @@ class Workspace(Hosted):
     normalise: "Normalisation"
     copies: "list[nn.Module]" = field(default_factory=list)
     """Of the model, as many as were trained together so far."""
+
+    @cached_property
+    def training_examples(self) -> "tuple[Tensor, Tensor]":
+        """The data set's images and labels, where they are in memory; only read."""
+        import numpy as np
+        import torch
+
+        of = self.dataset
+        with warnings.catch_warnings():  # a mapped file that cannot be written to
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+            images, labels = (
+                torch.from_numpy(np.asarray(array))
+                for array in (of.train_images, of.train_labels)
+            )
+        return images, labels
 
 
 def options_of(message: Message, context: Context) -> Options:
@@ -115,15 +131,10 @@ def _cached_workspace(
 
 
 def examples_of(space: Workspace, indices: Any) -> "Examples":
-    """Return some of the training examples."""
-    import numpy as np
+    """Return some of the training examples, by their indices; they are not copied."""
     import torch
 
     from fl_app.task import Examples
 
-    # As plain arrays: mapped ones are a class of their own, with slow indexing.
-    images = np.asarray(space.dataset.train_images)
-    labels = np.asarray(space.dataset.train_labels)
-    return Examples(
-        torch.from_numpy(images[indices]), torch.from_numpy(labels[indices])
-    )
+    images, labels = space.training_examples
+    return Examples(images, labels, torch.from_numpy(indices))

@@ -12,7 +12,7 @@ the spacing of float32 weights.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import fsum
+from math import fsum, sqrt
 from typing import Any
 
 import numpy as np
@@ -72,6 +72,13 @@ def _check_layout(
     arrays: Mapping[str, _Array], model: Mapping[str, _Array], dtype: type | None
 ) -> None:
     """Same names, shapes and dtypes (`dtype`, or else the model's own)."""
+    if len(arrays) == len(model) and all(
+        name in arrays
+        and arrays[name].shape == reference.shape
+        and arrays[name].dtype == (dtype or reference.dtype)
+        for name, reference in model.items()
+    ):
+        return  # as nearly all are: what follows looks for what to say
     if missing := sorted(model.keys() - arrays.keys()):
         raise UpdateError(f"arrays are missing: {', '.join(missing)}")
     if extra := sorted(arrays.keys() - model.keys()):
@@ -94,6 +101,8 @@ class Parts(dict[str, _Array]):
         super().__init__(parts)
         self._whole = whole
         self._given = tuple(parts.items())
+        self.ends = np.cumsum([array.size for array in parts.values()], dtype=np.int64)
+        """Where each array ends in what they lie in."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Be copied and pickled as a plain dictionary: the parts then lie apart."""
@@ -124,11 +133,13 @@ def _in_one_piece(arrays: Mapping[str, _Array], names: Sequence[str]) -> _Array:
 class Arithmetic:
     """What goes through all values of an update."""
 
-    add_fixed_point: Callable[[_Array, _Array, float], None]
+    add_fixed_point: Callable[[_Array, _Array, float, float], int]
     """Add scale * values (n,), rounded to integers, half to even, to totals (n,) int64;
-    of totals, values and scale. No sum is out of range; an error adds nothing."""
-    sum_of_squares: Callable[[_Array], float]
-    """Of values (n,), accumulated in float64."""
+    of totals, values, scale and bound. Return how many of them are beyond +-bound, or
+    NaN: these are left out. No sum of the others is out of range."""
+    sums_of_squares: Callable[[_Array, _Array], _Array]
+    """Of the parts of values (n,) that end at ends (k,), accumulated in float64: (k,).
+    The sum of a part does not depend on the others."""
 
 
 class ExactSum:
@@ -191,28 +202,30 @@ class ExactSum:
             for name, array in update.items()
             if array.dtype.kind != "f"
         }
-        flat = self._flattened(update, weight)
         self._check_room(1)
-        self._arithmetic.add_fixed_point(self._flat, flat, weight * _SCALE)
+        self._add_floats(update, weight)
         self._accumulate(products, weight, 1)
 
-    def _flattened(self, update: Mapping[str, _Array], weight: int) -> _Array:
-        """Return the float arrays one after the other, checked to be in range.
+    def _add_floats(self, update: Mapping[str, _Array], weight: int) -> None:
+        """Add weight times the float arrays, in one pass; all of them or nothing.
 
         What is done once for all of them costs small ones less.
         """
         flat = _in_one_piece(update, self._floats)
         if flat.size != self._flat.size:  # compiled code would write beyond the sums
             raise UpdateError(f"the arrays lie in one of {flat.size} values")
-        if not _in_range(flat, weight, self._limit):
+        add, scale = self._arithmetic.add_fixed_point, weight * _SCALE
+        # A float limit is rounded up to 2^k; half of it is surely within the range.
+        bound = self._limit / 2
+        if add(self._flat, flat, scale, bound):
+            add(self._flat, flat, -scale, bound)  # takes out what was added: exactly so
             name = next(
                 name
                 for name in self._floats
-                if not _in_range(update[name], weight, self._limit)
+                if not _in_range(update[name], scale, bound)
             )
             _check_finite(name, update[name])
             raise UpdateError(f"{name!r} is {_TOO_LARGE}")
-        return flat
 
     def add_partial(
         self, totals: Mapping[str, _Array], weight: int, num_clients: int
@@ -269,40 +282,40 @@ class ExactSum:
         return means
 
 
-def _in_range(array: _Array, weight: int, limit: int) -> bool:
-    """Whether weight * array, in fixed point, is within the limit; not if it has NaNs.
-
-    Multiplication and rounding keep the order, so the extremes stand for all.
-    """
-    if not array.size:
-        return True
-    peak = np.float64(max(-float(array.min()), float(array.max())))
-    # A float limit is rounded up to 2^k; half of it is surely within the range.
-    with np.errstate(over="ignore"):
-        return bool(np.rint(peak * (weight * _SCALE)) <= limit / 2)
+def _in_range(array: _Array, scale: float, bound: float) -> bool:
+    """Whether scale * array, rounded, is within +-bound; not if it has NaNs."""
+    sums = np.zeros(array.size, np.int64)
+    return not _add_fixed_point(sums, np.ravel(array), scale, bound)
 
 
-def _add_fixed_point(totals: _Array, values: _Array, scale: float) -> None:
+def _add_fixed_point(totals: _Array, values: _Array, scale: float, bound: float) -> int:
     """See `Arithmetic`; in pieces that fit the cache."""
-    size = min(values.size, _PIECE)
+    size, beyond = min(values.size, _PIECE), 0
     products = np.empty(size, np.float64)
     integers = np.empty(size, np.int64)
     for start in range(0, values.size, _PIECE):
         piece = values[start : start + _PIECE]
         scaled, rounded = products[: piece.size], integers[: piece.size]
-        np.multiply(piece, scale, out=scaled, dtype=np.float64)
-        np.rint(scaled, out=scaled)
+        with np.errstate(over="ignore", invalid="ignore"):
+            np.multiply(piece, scale, out=scaled, dtype=np.float64)
+            np.rint(scaled, out=scaled)
+        if not (-bound <= scaled.min() and scaled.max() <= bound):
+            odd = ~(np.abs(scaled) <= bound)
+            beyond += int(np.count_nonzero(odd))
+            scaled[odd] = 0
         np.copyto(rounded, scaled, casting="unsafe")
         sums = totals[start : start + _PIECE]
         np.add(sums, rounded, out=sums)
+    return beyond
 
 
-def _sum_of_squares(values: _Array) -> float:
-    """See `Arithmetic`. Not a scalar product, whose last bits depend on the threads."""
-    return float(np.square(values, dtype=np.float64).sum())
+def _sums_of_squares(values: _Array, ends: _Array) -> _Array:
+    """See `Arithmetic`. Not scalar products, whose last bits depend on the threads."""
+    parts = np.split(values, ends[:-1])
+    return np.array([np.square(part, dtype=np.float64).sum() for part in parts])
 
 
-NUMPY = Arithmetic(_add_fixed_point, _sum_of_squares)
+NUMPY = Arithmetic(_add_fixed_point, _sums_of_squares)
 
 
 def _product(name: str, array: _Array, weight: int, limit: int) -> _Array:
@@ -356,12 +369,14 @@ def norm(update: Mapping[str, _Array], arithmetic: Arithmetic = NUMPY) -> float:
 
     What travels beside the update does not count, nor does the arrays' order.
     """
+    if isinstance(update, Parts) and (whole := update.whole) is not None:
+        return sqrt(fsum(arithmetic.sums_of_squares(whole, update.ends)))
     squares = (
-        arithmetic.sum_of_squares(np.ravel(array))
+        arithmetic.sums_of_squares(np.ravel(array), np.array([array.size]))[0]
         for name, array in update.items()
         if array.dtype.kind == "f" and not name.startswith(BESIDE)
     )
-    return float(np.sqrt(fsum(squares)))
+    return sqrt(fsum(squares))
 
 
 def to_moments(arrays: Mapping[str, _Array]) -> Arrays:

@@ -2,7 +2,7 @@ import copy
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +23,10 @@ from tests.conftest import PROJECT, make_config
 SHAPES = [(3, 32, 32), (1, 28, 28), (1, 8, 8), (2, 21, 30)]
 OTHERS = sorted(models.MODELS.keys() - {"lenet"})
 Found = list[torch.Tensor]
+BOUND = 2.0**62
+KERNELS = aggregation.Arithmetic(kernels.add_fixed_point, kernels.sums_of_squares)
+SUMMING = [kernels.add_fixed_point, aggregation.NUMPY.add_fixed_point]
+SQUARING = [kernels.sums_of_squares, aggregation.NUMPY.sums_of_squares]
 
 
 @pytest.fixture(autouse=True)
@@ -392,12 +396,55 @@ def test_sums_are_numpys_to_the_bit() -> None:
     large = np.float32([2.0**25, -(2.0**25), 2.0**-149, -0.0, 1e-3, -1 / 3])
     values = np.concatenate([halves, large])
     ours, numpys = (np.arange(len(values), dtype=np.int64) for _ in range(2))
-    kernels.add_fixed_point(ours, values, scale)
-    aggregation.NUMPY.add_fixed_point(numpys, values, scale)
+    assert kernels.add_fixed_point(ours, values, scale, BOUND) == 0
+    assert aggregation.NUMPY.add_fixed_point(numpys, values, scale, BOUND) == 0
     assert (ours == numpys).all()
     by_hand = np.zeros(4, np.int64)
-    kernels.add_fixed_point(by_hand, np.float32([0.5, 1.5, 2.5, -2.5]), 1.0)
+    kernels.add_fixed_point(by_hand, np.float32([0.5, 1.5, 2.5, -2.5]), 1.0, BOUND)
     assert by_hand.tolist() == [0, 2, 2, -2]
+
+
+@pytest.mark.parametrize("add", SUMMING)
+@pytest.mark.parametrize("number", [1, 100, 2**15, 2**15 + 1, 80_000])
+def test_what_is_beyond_the_bound_is_counted_and_left_out(
+    add: Callable[..., int], number: int
+) -> None:
+    values = np.random.default_rng(0).normal(size=number).astype(np.float32)
+    odd = np.float32([np.nan, np.inf, -np.inf, 8.01, -8.01, 3e38])[:number]
+    values[-len(odd) :] = odd
+    before = np.arange(number, dtype=np.int64)
+    totals = before.copy()
+    assert add(totals, values, 1000.0, 8000.0) == len(odd)
+    assert (totals[-len(odd) :] == before[-len(odd) :]).all()
+    rounded = np.rint(values[: -len(odd)].astype(np.float64) * 1000)
+    assert (totals[: -len(odd)] - before[: -len(odd)] == rounded).all()
+    assert add(totals, values, -1000.0, 8000.0) == len(odd)
+    assert (totals == before).all()
+    just = np.float32([8, -8])
+    assert add(np.zeros(2, np.int64), just, 1000.0, 8000.0) == 0
+
+
+@pytest.mark.parametrize("arithmetic", [KERNELS, aggregation.NUMPY])
+@pytest.mark.parametrize("odd", [np.nan, np.inf, 2.0**26])
+def test_an_update_that_is_refused_leaves_the_sum_as_it_was(
+    arithmetic: aggregation.Arithmetic, odd: float
+) -> None:
+    draws = np.random.default_rng(0)
+    names = {"a": (300, 200), "b": (7,)}
+    first, second = (
+        {name: draws.normal(size=shape).astype("f4") for name, shape in names.items()}
+        for _ in range(2)
+    )
+    total, alone = (aggregation.ExactSum(first, 2, arithmetic) for _ in range(2))
+    for each in (total, alone):
+        each.add(first, 3)
+    bad = {name: array.copy() for name, array in second.items()}
+    bad["b"][4] = odd
+    with pytest.raises(aggregation.UpdateError, match="'b'"):
+        total.add(bad, 5)
+    assert (total.num_clients, total.weight) == (1, 3)
+    for name, array in alone.totals.items():
+        assert (total.totals[name] == array).all()
 
 
 @pytest.mark.parametrize(
@@ -423,12 +470,31 @@ def test_nodes_sum_by_kernels_where_they_train_by_kernels(
     assert arithmetic.add_fixed_point is adding
 
 
-def test_squares_are_summed_up_in_double_precision() -> None:
+@pytest.mark.parametrize("squares", SQUARING)
+def test_squares_are_summed_up_in_double_precision(
+    squares: Callable[..., np.ndarray],
+) -> None:
     values = np.full(10**6, 1 / 3, np.float32)
     expected = float(np.float32(1 / 3)) ** 2 * 10**6
-    assert kernels.sum_of_squares(values) == pytest.approx(expected, rel=1e-12)
-    assert kernels.sum_of_squares(np.zeros(0, np.float32)) == 0
-    assert np.isnan(kernels.sum_of_squares(np.float32([1, np.nan])))
+    (found,) = squares(values, np.array([10**6]))
+    assert found == pytest.approx(expected, rel=1e-12)
+    assert squares(np.zeros(0, np.float32), np.array([0])).tolist() == [0]
+    assert np.isnan(squares(np.float32([1, np.nan]), np.array([2]))).all()
+
+
+@pytest.mark.parametrize("squares", SQUARING)
+def test_squares_of_parts_are_those_of_the_arrays_alone(
+    squares: Callable[..., np.ndarray],
+) -> None:
+    """To the bit: a norm must not depend on how the arrays lie."""
+    values = np.random.default_rng(0).normal(size=5000).astype(np.float32)
+    ends = np.array([1, 17, 17, 300, 4999, 5000])
+    starts = [0, *ends[:-1]]
+    alone = [
+        squares(values[start:end].copy(), np.array([end - start]))[0]
+        for start, end in zip(starts, ends, strict=True)
+    ]
+    assert squares(values, ends).tolist() == alone
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,25 @@ def test_it_is_told_when_all_messages_have_been_sent() -> None:
     assert sent == [2, 4]
 
 
+def test_it_waits_for_replies_as_it_is_told_to() -> None:
+    asked: list[float] = []
+    node = hosting([[1, 2]])
+    grid = LocalGrid({10: node})
+
+    def wait(seconds: float) -> None:
+        asked.append(seconds)
+        grid.nodes[10] = node
+
+    sides = Federation(grid, min_nodes=1, node_timeout=5.0, wait=wait)
+    assert asked == []  # the answer was there at the first look
+    grid.nodes[10] = lambda message: None
+    contents = {10: RecordDict()}
+    (reply,) = sides.exchange(contents, wire.QUERY, timeout=0.5)
+    assert reply.content is None
+    assert asked
+    assert all(0.01 <= seconds <= 0.2 for seconds in asked)
+
+
 def test_messages_expire_with_the_round() -> None:
     nodes = federation(hosting([[1]]))
     list(nodes.exchange({10: RecordDict()}, "query", timeout=12.5))

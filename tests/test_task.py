@@ -262,6 +262,50 @@ def test_large_clients_batches_are_those_of_small_ones(
     assert all(x.is_contiguous(memory_format=LAYOUT) for x in large[::2])
 
 
+@pytest.mark.parametrize("augment", [None, rotate_shift])
+@pytest.mark.parametrize("images_last", [True, False])
+@pytest.mark.parametrize("at_once", [0, 2**20])
+def test_chosen_examples_batches_are_those_of_the_examples_alone(
+    monkeypatch: pytest.MonkeyPatch,
+    augment: task.Augment | None,
+    at_once: int,
+    *,
+    images_last: bool,
+) -> None:
+    monkeypatch.setattr(batches, "_NORMALISED_AT_ONCE", at_once)
+    every = examples(60, (1, 8, 8))
+    chosen = torch.tensor([59, 3, 4, 40, 0, 21, 22, 7, 8, 50, 31])
+    some = task.Examples(every.images, every.labels, chosen)
+    alone = task.Examples(every.images[chosen], every.labels[chosen])
+    assert len(some) == len(alone) == 11
+    made, expected = (
+        list(
+            Batches(
+                *(data, NORMALISE, augment, task.draws_of(0), torch.device("cpu")),
+                images_last=images_last,
+            ).epochs(2, 4)
+        )
+        for data in (some, alone)
+    )
+    assert len(made) == len(expected) == 6
+    for (inputs, targets), (others, labels) in zip(made, expected, strict=True):
+        assert torch.equal(inputs, others)
+        assert torch.equal(targets, labels)
+
+
+def test_chosen_examples_are_evaluated_alone() -> None:
+    every = examples(600)
+    chosen = torch.arange(0, 600, 7)
+    alone = task.Examples(every.images[chosen], every.labels[chosen])
+    model = models.build("mlp", (1, 8, 8), 10, seed=0)
+    result, expected = (
+        task.evaluate(model, data, NORMALISE, num_classes=10, chunk=50)
+        for data in (task.Examples(every.images, every.labels, chosen), alone)
+    )
+    assert result == expected
+    assert result.num_examples == 86
+
+
 def test_a_snapshot_brings_the_model_back() -> None:
     model = task.place(models.build("improved-cnn", (1, 8, 8), 10, seed=0))
     before = task.get_arrays(model)

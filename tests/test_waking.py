@@ -1,5 +1,6 @@
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from queue import Empty, Queue
@@ -91,3 +92,83 @@ def test_without_the_engine_as_it_is_known_messages_wait(
             waking.wake_simulation()
             with pytest.raises(Empty):
                 queue.get(timeout=0.05)
+
+
+class Store:
+    """Flower's state, as far as replies are stored in it."""
+
+    def __init__(self) -> None:
+        self.replies: list[str] = []
+
+    def store_message_res(self, message: str) -> str:
+        if message == "odd":
+            raise ValueError(message)
+        self.replies.append(message)
+        return f"id of {message}"
+
+
+class GridOf:
+    """Flower's grid in a simulation."""
+
+    def __init__(self, state: object) -> None:
+        self.state = state
+
+
+def put_into_state(grid: Any, *replies: str) -> None:
+    """Have a thread of Flower's simulation store replies, as it does."""
+    stop, queue = threading.Event(), Queue[str]()
+    given: Any = (grid.state, queue, stop)
+    thread = threading.Thread(target=vce_api.put_message_into_state, args=given)
+    for reply in replies:
+        queue.put(reply)
+    stored = len(grid.state.replies) + len(replies)
+    thread.start()
+    while len(grid.state.replies) < stored:
+        time.sleep(0.001)
+    stop.set()
+    thread.join(10)
+
+
+def test_a_reply_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waking, "_UNTOLD", 60.0)
+    grid: Any = GridOf(Store())
+    wait = waking.reply_wait(grid)
+    threading.Timer(0.1, put_into_state, [grid, "one"]).start()
+    start = time.monotonic()
+    wait(0.01)
+    assert grid.state.replies == ["one"]
+    put_into_state(grid, "two")  # before it waits
+    wait(0.01)
+    assert time.monotonic() - start < 30
+    assert grid.state.replies == ["one", "two"]
+
+
+def test_what_stores_replies_answers_as_before() -> None:
+    grid: Any = GridOf(Store())
+    waking.reply_wait(grid)
+    assert grid.state.store_message_res("one") == "id of one"
+    with pytest.raises(ValueError, match="odd"):
+        grid.state.store_message_res("odd")
+
+
+def test_without_a_reply_the_wait_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waking, "_UNTOLD", 0.05)
+    grid: Any = GridOf(Store())
+    wait = waking.reply_wait(grid)
+    start = time.monotonic()
+    wait(0.01)
+    assert time.monotonic() - start >= 0.05
+
+
+@pytest.mark.parametrize("state", [None, object()])
+def test_a_grid_of_another_kind_is_left_alone(state: object) -> None:
+    grid: Any = GridOf(state)
+    assert waking.reply_wait(grid) is time.sleep
+
+
+def test_without_the_engine_replies_are_not_told_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delitem(sys.modules, waking._ENGINE)
+    grid: Any = GridOf(Store())
+    assert waking.reply_wait(grid) is time.sleep
