@@ -19,7 +19,7 @@ from strategies.interfaces import RoundResult
 
 log = logging.getLogger("flwr.fl_app")
 
-_REST = 40  # times as long as it took to draw a picture
+_REST = 100  # times as long as it took to draw a picture
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -135,8 +135,8 @@ class Pictures(Callback):
     """Draws partition.png once, and curves.png after each round.
 
     Drawing is done on a thread of its own, so that training does not wait for it, and
-    takes a fortieth of one core at most: where rounds are shorter than forty drawings
-    (of a third of a second), the next picture shows the newest of several.
+    takes a hundredth of one core at most: where rounds are shorter than a hundred
+    drawings (of a third of a second), the next picture shows the newest of several.
     """
 
     def __init__(self, folder: RunFolder, config: RunConfig) -> None:
