@@ -23,7 +23,10 @@ Augment = Callable[[Tensor, torch.Generator], Tensor]
 
 @dataclass(frozen=True)
 class Examples:
-    """Images (N, C, H, W), uint8 or float32, and labels (N,) int64, in memory."""
+    """Images (N, C, H, W), uint8 or float32, and labels (N,) int64, in memory.
+
+    Where some are `chosen`, the others are there too: they are for who asks `gathered`.
+    """
 
     images: Tensor
     labels: Tensor
@@ -97,12 +100,9 @@ class Batches:
         self._draws = draws
         self._device = device
         self._images_last = images_last
-        self._ready = (
-            augment is None
-            and not images_last  # whose batches are changed one by one in any case
-            and len(examples) * self._shape.numel() <= _NORMALISED_AT_ONCE
-        )
         batch_by_batch = augment is not None or images_last
+        few = len(examples) * self._shape.numel() <= _NORMALISED_AT_ONCE
+        self._ready = few and not batch_by_batch
         images, labels = examples.images, examples.labels
         self._chosen = examples.chosen
         """Where in the images the client's are; None once they are gathered."""
@@ -141,7 +141,7 @@ class Batches:
         yield from zip(inputs, torch.split(labels, batch_size), strict=True)
 
     def _places(self, order: Tensor) -> Tensor:
-        """Return where in the images the ones of that order are."""
+        """Return the places in the images of the client's examples in that order."""
         return order if self._chosen is None else self._chosen.index_select(0, order)
 
     def _of_normalised(self, order: Tensor, batch_size: int) -> Iterator[Tensor]:

@@ -19,7 +19,7 @@ from strategies.interfaces import RoundResult
 
 log = logging.getLogger("flwr.fl_app")
 
-_REST = 100  # times as long as it took to draw a picture
+_REST = 100  # times as long as a core took to draw a picture
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -132,11 +132,11 @@ class ProgressLog(Callback):
 
 
 class Pictures(Callback):
-    """Draws partition.png once, and curves.png after each round.
+    """Draws partition.png once, and curves.png as rounds end.
 
     Drawing is done on a thread of its own, so that training does not wait for it, and
-    takes a hundredth of one core at most: where rounds are shorter than a hundred
-    drawings (of a third of a second), the next picture shows the newest of several.
+    takes a hundredth of one core at most: the next picture is drawn half a minute after
+    the last one, at the earliest, and shows all rounds until then.
     """
 
     def __init__(self, folder: RunFolder, config: RunConfig) -> None:
@@ -182,9 +182,9 @@ class Pictures(Callback):
                 draw, self._next = self._next, None
                 if self._ended or draw is None:
                     return
-            start = time.monotonic()
+            start = time.thread_time()
             draw()
-            rest = _REST * (time.monotonic() - start)
+            rest = _REST * (time.thread_time() - start)
             with self._wake:
                 self._wake.wait_for(lambda: self._ended, timeout=rest)
 

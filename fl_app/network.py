@@ -44,7 +44,8 @@ _MORTAL = [
 """Before a command: has the kernel kill it when the process that started it is gone.
 
 Not ask it to end: a SuperLink that is asked waits for its connections to close, now and
-then for ever. What these commands start looks itself whether its parent is there.
+then for ever. What these commands start looks itself whether its parent is there, which
+it is until process 1 has reaped it. The kernel goes by the thread that started it.
 """
 
 

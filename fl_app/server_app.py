@@ -65,7 +65,7 @@ def main(grid: Grid, context: Context) -> None:
         agreement=agreement,
         client_names=shared.client_names(config) if shared else (),
         on_sent=waking.wake_simulation,
-        wait=waking.reply_wait(grid),
+        wait_for_reply=waking.reply_wait(grid),
     )
     dataset = agreement.dataset() if agreement else shared
     assert dataset is not None

@@ -72,25 +72,20 @@ def _check_layout(
     arrays: Mapping[str, _Array], model: Mapping[str, _Array], dtype: type | None
 ) -> None:
     """Same names, shapes and dtypes (`dtype`, or else the model's own)."""
-    if len(arrays) == len(model) and all(
-        name in arrays
-        and arrays[name].shape == reference.shape
-        and arrays[name].dtype == (dtype or reference.dtype)
-        for name, reference in model.items()
-    ):
-        return  # as nearly all are: what follows looks for what to say
     if missing := sorted(model.keys() - arrays.keys()):
         raise UpdateError(f"arrays are missing: {', '.join(missing)}")
     if extra := sorted(arrays.keys() - model.keys()):
         raise UpdateError(f"arrays are unknown to the model: {', '.join(extra)}")
     for name, reference in model.items():
-        array, expected = arrays[name], np.dtype(dtype or reference.dtype)
+        array, expected = arrays[name], dtype or reference.dtype
         if array.shape != reference.shape:
             raise UpdateError(
                 f"{name!r} has shape {array.shape}, the model's is {reference.shape}"
             )
         if array.dtype != expected:
-            raise UpdateError(f"{name!r} is {array.dtype}, expected {expected}")
+            raise UpdateError(
+                f"{name!r} is {array.dtype}, expected {np.dtype(expected)}"
+            )
 
 
 class Parts(dict[str, _Array]):
@@ -219,13 +214,11 @@ class ExactSum:
         bound = self._limit / 2
         if add(self._flat, flat, scale, bound):
             add(self._flat, flat, -scale, bound)  # takes out what was added: exactly so
-            name = next(
-                name
-                for name in self._floats
-                if not _in_range(update[name], scale, bound)
-            )
-            _check_finite(name, update[name])
-            raise UpdateError(f"{name!r} is {_TOO_LARGE}")
+            for name in self._floats:
+                _check_finite(name, update[name])
+                if not _in_range(update[name], scale, bound):
+                    raise UpdateError(f"{name!r} is {_TOO_LARGE}")
+            raise UpdateError(f"it is {_TOO_LARGE}")
 
     def add_partial(
         self, totals: Mapping[str, _Array], weight: int, num_clients: int
@@ -299,10 +292,10 @@ def _add_fixed_point(totals: _Array, values: _Array, scale: float, bound: float)
         with np.errstate(over="ignore", invalid="ignore"):
             np.multiply(piece, scale, out=scaled, dtype=np.float64)
             np.rint(scaled, out=scaled)
-        if not (-bound <= scaled.min() and scaled.max() <= bound):
-            odd = ~(np.abs(scaled) <= bound)
-            beyond += int(np.count_nonzero(odd))
-            scaled[odd] = 0
+            if not (-bound <= scaled.min() and scaled.max() <= bound):
+                odd = ~(np.abs(scaled) <= bound)
+                beyond += int(np.count_nonzero(odd))
+                scaled[odd] = 0
         np.copyto(rounded, scaled, casting="unsafe")
         sums = totals[start : start + _PIECE]
         np.add(sums, rounded, out=sums)

@@ -64,7 +64,7 @@ class Federation:
         agreement: Agreement | None = None,
         client_names: Sequence[str] = (),
         on_sent: Callable[[], None] = lambda: None,
-        wait: Callable[[float], None] = time.sleep,
+        wait_for_reply: Callable[[float], None] = time.sleep,
     ) -> None:
         """Wait for nodes and ask each what it hosts.
 
@@ -77,8 +77,8 @@ class Federation:
             client_names: names of the clients in order, where they have any and every
                 node can read all of the data.
             on_sent: called when the messages of an exchange have been sent.
-            wait: called between looks for replies, with the seconds to wait if nothing
-                is known of them.
+            wait_for_reply: called where no reply is there, with the seconds after which
+                to look again; may return sooner, when one comes.
             min_nodes: how many nodes to wait for.
             node_timeout: seconds to wait for them, and for their answers.
 
@@ -87,7 +87,7 @@ class Federation:
         """
         self._grid = grid
         self._on_sent = on_sent
-        self._wait = wait
+        self._wait_for_reply = wait_for_reply
         self._min_nodes = min_nodes
         self._node_timeout = node_timeout
         text = json.dumps(dict(options or {}), sort_keys=True)
@@ -96,7 +96,6 @@ class Federation:
         """Where clients keep what they remember; sent along once it is set."""
         self.label_counts: np.ndarray[tuple[int, int], np.dtype[np.int64]]
         """Training examples per client and class, shape (num_clients, num_classes)."""
-        self._sizes: list[int] = []
         self.client_names = list(client_names)
         """Names of the clients, in order; empty where they are mere numbers."""
         self.node_ids = self._wait_for_nodes(min_nodes, node_timeout)
@@ -109,7 +108,7 @@ class Federation:
             self._query_shared(node_timeout)
         else:
             self._query_private(agreement, node_timeout)
-        self._sizes = self.label_counts.sum(axis=1).tolist()
+        self._sizes: list[int] = self.label_counts.sum(axis=1).tolist()
 
     def _wait_for_nodes(self, min_nodes: int, timeout: float) -> list[int]:
         deadline = time.monotonic() + timeout
@@ -306,7 +305,7 @@ class Federation:
                     yield Reply(node, message.content)
             if waiting and not found:
                 pause = min(passed * _PATIENCE, (time.monotonic() - asked) * _PAUSE)
-                self._wait(min(max(0.01, pause), 0.2))
+                self._wait_for_reply(min(max(0.01, pause), 0.2))
         for node in waiting.values():
             yield Reply(node, None, f"no reply within {timeout:g} seconds")
 

@@ -1,4 +1,5 @@
 import time
+from collections.abc import Iterable
 
 import numpy as np
 import pytest
@@ -123,23 +124,19 @@ def test_it_is_told_when_all_messages_have_been_sent() -> None:
     assert sent == [2, 4]
 
 
-def test_it_waits_for_replies_as_it_is_told_to() -> None:
+def test_a_reply_that_comes_while_it_waits_is_taken() -> None:
     asked: list[float] = []
-    node = hosting([[1, 2]])
-    grid = LocalGrid({10: node})
+    grid = LocalGrid({10: hosting([[1, 2]])})
+    pull = grid.pull_messages
 
-    def wait(seconds: float) -> None:
-        asked.append(seconds)
-        grid.nodes[10] = node
+    def look(message_ids: Iterable[str]) -> list[Message]:
+        return pull(message_ids) if asked else []
 
-    sides = Federation(grid, min_nodes=1, node_timeout=5.0, wait=wait)
-    assert asked == []  # the answer was there at the first look
-    grid.nodes[10] = lambda message: None
-    contents = {10: RecordDict()}
-    (reply,) = sides.exchange(contents, wire.QUERY, timeout=0.5)
-    assert reply.content is None
-    assert asked
-    assert all(0.01 <= seconds <= 0.2 for seconds in asked)
+    grid.pull_messages = look  # type: ignore[method-assign]
+    sides = Federation(grid, min_nodes=1, node_timeout=5.0, wait_for_reply=asked.append)
+    assert sides.num_examples(0) == 3
+    assert len(asked) == 1
+    assert 0.01 <= asked[0] <= 0.2
 
 
 def test_messages_expire_with_the_round() -> None:

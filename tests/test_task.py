@@ -1,5 +1,6 @@
 import math
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from fl_app import batches, models, task
+from fl_app import batches, models, task, workspace
 from fl_app.batches import LAYOUT, Batches
 from fl_app.config import ConfigError
 from fl_app.data.augment import rotate_shift
@@ -291,6 +292,22 @@ def test_chosen_examples_batches_are_those_of_the_examples_alone(
     for (inputs, targets), (others, labels) in zip(made, expected, strict=True):
         assert torch.equal(inputs, others)
         assert torch.equal(targets, labels)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_nodes_examples_are_not_copied() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (20, 1, 4, 4), dtype=np.uint8)
+    labels = np.arange(20)
+    images.flags.writeable = labels.flags.writeable = False  # as a mapped file is
+    data: Any = SimpleNamespace(train_images=images, train_labels=labels)
+    empty: Any = None
+    space = workspace.Workspace(empty, data, empty, empty, NORMALISE)
+    indices = np.array([3, 1, 19])
+    found = workspace.examples_of(space, indices)
+    assert found.images.data_ptr() == images.ctypes.data
+    assert len(found) == 3
+    assert (found.gathered().images.numpy() == images[indices]).all()
+    assert found.gathered().labels.tolist() == [3, 1, 19]
 
 
 def test_chosen_examples_are_evaluated_alone() -> None:

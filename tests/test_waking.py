@@ -7,7 +7,13 @@ from queue import Empty, Queue
 from typing import Any
 
 import pytest
+from flwr.app import Message, RecordDict
 from flwr.server.superlink.fleet.vce import vce_api
+from flwr.server.superlink.linkstate import LinkStateFactory
+from flwr.supercore.constant import FLWR_IN_MEMORY_DB_NAME
+from flwr.supercore.object_store import ObjectStoreFactory
+from flwr.superlink.federation import NoOpFederationManager
+from flwr.superlink.grid import InMemoryGrid
 
 from fl_app import waking
 
@@ -94,81 +100,72 @@ def test_without_the_engine_as_it_is_known_messages_wait(
                 queue.get(timeout=0.05)
 
 
-class Store:
-    """Flower's state, as far as replies are stored in it."""
-
-    def __init__(self) -> None:
-        self.replies: list[str] = []
-
-    def store_message_res(self, message: str) -> str:
-        if message == "odd":
-            raise ValueError(message)
-        self.replies.append(message)
-        return f"id of {message}"
+@pytest.fixture
+def simulated() -> Any:
+    """Flower's own grid of a simulation, over its own state."""
+    factory = LinkStateFactory(
+        FLWR_IN_MEMORY_DB_NAME, NoOpFederationManager(), ObjectStoreFactory()
+    )
+    return InMemoryGrid(state_factory=factory)
 
 
-class GridOf:
-    """Flower's grid in a simulation."""
-
-    def __init__(self, state: object) -> None:
-        self.state = state
+def without_id(grid: Any) -> Message:
+    """Return a reply that Flower's state refuses, and logs."""
+    return Message(RecordDict(), 1, "train.reply")
 
 
-def put_into_state(grid: Any, *replies: str) -> None:
-    """Have a thread of Flower's simulation store replies, as it does."""
-    stop, queue = threading.Event(), Queue[str]()
-    given: Any = (grid.state, queue, stop)
-    thread = threading.Thread(target=vce_api.put_message_into_state, args=given)
-    for reply in replies:
-        queue.put(reply)
-    stored = len(grid.state.replies) + len(replies)
-    thread.start()
-    while len(grid.state.replies) < stored:
-        time.sleep(0.001)
-    stop.set()
-    thread.join(10)
-
-
-def test_a_reply_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reply_ends_the_wait(simulated: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(waking, "_UNTOLD", 60.0)
-    grid: Any = GridOf(Store())
-    wait = waking.reply_wait(grid)
-    threading.Timer(0.1, put_into_state, [grid, "one"]).start()
+    wait = waking.reply_wait(simulated)
+    reply = without_id(simulated)
+    assert simulated.state.store_message_res(reply) is None  # as without it
     start = time.monotonic()
-    wait(0.01)
-    assert grid.state.replies == ["one"]
-    put_into_state(grid, "two")  # before it waits
-    wait(0.01)
-    assert time.monotonic() - start < 30
-    assert grid.state.replies == ["one", "two"]
+    wait(60.0)  # it was stored before
+    stop, queue = threading.Event(), Queue[Message]()
+    given: Any = (simulated.state, queue, stop)
+    thread = threading.Thread(
+        target=vce_api.put_message_into_state, args=given, daemon=True
+    )
+    thread.start()
+    threading.Timer(0.1, queue.put, [reply]).start()
+    wait(60.0)
+    assert 0.1 <= time.monotonic() - start < 30
+    stop.set()
 
 
-def test_what_stores_replies_answers_as_before() -> None:
-    grid: Any = GridOf(Store())
-    waking.reply_wait(grid)
-    assert grid.state.store_message_res("one") == "id of one"
-    with pytest.raises(ValueError, match="odd"):
-        grid.state.store_message_res("odd")
+def test_without_a_reply_the_wait_ends(
+    simulated: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waking, "_UNTOLD", 0.2)
+    wait = waking.reply_wait(simulated)
+    spans = []
+    for _ in range(2):
+        start = time.monotonic()
+        wait(0.05)
+        spans.append(time.monotonic() - start)
+        simulated.state.store_message_res(without_id(simulated))
+        wait(0.05)
+    assert spans[0] < 0.2  # as asked for, until it is known that replies are told of
+    assert spans[1] >= 0.2
 
 
-def test_without_a_reply_the_wait_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waking, "_UNTOLD", 0.05)
-    grid: Any = GridOf(Store())
-    wait = waking.reply_wait(grid)
-    start = time.monotonic()
-    wait(0.01)
-    assert time.monotonic() - start >= 0.05
+class Rigid:
+    """A state that takes no attributes."""
+
+    __slots__ = ()
+
+    def store_message_res(self, message: Message) -> None:
+        raise NotImplementedError
 
 
-@pytest.mark.parametrize("state", [None, object()])
-def test_a_grid_of_another_kind_is_left_alone(state: object) -> None:
-    grid: Any = GridOf(state)
-    assert waking.reply_wait(grid) is time.sleep
+@pytest.mark.parametrize("state", [None, object(), Rigid()])
+def test_a_grid_of_another_kind_is_left_alone(simulated: Any, state: object) -> None:
+    simulated.state = state
+    assert waking.reply_wait(simulated) is time.sleep
 
 
 def test_without_the_engine_replies_are_not_told_of(
-    monkeypatch: pytest.MonkeyPatch,
+    simulated: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delitem(sys.modules, waking._ENGINE)
-    grid: Any = GridOf(Store())
-    assert waking.reply_wait(grid) is time.sleep
+    assert waking.reply_wait(simulated) is time.sleep

@@ -50,7 +50,7 @@ def main() -> None:
 class Home:
     """A Flower home; its processes are watched, and ended with it."""
 
-    def __init__(self, folder: Path, look_seconds: float = 10.0) -> None:
+    def __init__(self, folder: Path, look_seconds: float = 5.0) -> None:
         """Look at the memory so often: a look takes time of the cores that train."""
         self.folder = folder
         self._look_seconds = look_seconds
