@@ -81,6 +81,7 @@ def sha(folder: RunFolder) -> str:
     return str(summary["model_sha256"])
 
 
+@pytest.mark.faults
 def test_three_supernodes_make_the_simulations_model(tmp_path: Path) -> None:
     started = start(tmp_path, "network", f'{OPTIONS} run-name="net"')
     said, _ = started.communicate(timeout=SECONDS)
