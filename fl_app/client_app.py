@@ -20,7 +20,7 @@ from flwr.app import (
 from flwr.clientapp import ClientApp
 
 import strategies
-from fl_app import mods, processes
+from fl_app import mods, processes, sharing
 from fl_app.client_states import ClientStates
 from fl_app.client_work import ClientWork, Memories, Row
 from fl_app.config import ConfigError, RunConfig
@@ -99,6 +99,8 @@ def _train_and_validate(message: Message, context: Context, deadline: float) -> 
     evaluate_ids = wire.integers(task, wire.EVALUATE_IDS)
     slow = wire.integers(task, wire.EPOCHS)
     epochs = dict(zip(train_ids, slow, strict=True)) if slow else {}
+    own = [(client, epochs.get(client)) for client in sorted(train_ids)]
+    jobs = sharing.jobs(own, task, context, space.num_examples)
     round = wire.integer(task, wire.ROUND)
     keeps_state = strategies.load(space.config.strategy).KEEPS_STATE
     memories = _memories(message, context, keeps_state=keeps_state)
@@ -115,7 +117,7 @@ def _train_and_validate(message: Message, context: Context, deadline: float) -> 
     for client in sorted(evaluate_ids):
         with _guarded(client, not_validated):
             validated += work.validate(client)
-    for client, result in work.train_each(sorted(train_ids), epochs):
+    for client, result in work.train_each(jobs):
         with _guarded(client, failed):
             update, row = result()
             if single:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from itertools import islice
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
@@ -167,20 +168,18 @@ class ClientWork:
         return [row]
 
     def train_each(
-        self, clients: Sequence[int], epochs: Mapping[int, int]
+        self, jobs: Iterator[tuple[int, int | None]]
     ) -> Iterator[tuple[int, Callable[[], Trained]]]:
         """Yield each client, and what returns or raises what `train` does of it.
 
         Args:
-            clients: their ids.
-            epochs: of those that manage fewer than all, how many.
+            jobs: clients' ids, and the local epochs that they manage; None for all.
         """
         at_once = self.space.config.clients_together
-        for first in range(0, len(clients), at_once):
-            group = clients[first : first + at_once]
-            works = [partial(self.train, c, epochs=epochs.get(c)) for c in group]
+        while group := list(islice(jobs, at_once)):
+            works = [partial(self.train, client, epochs=e) for client, e in group]
             results = self._together(works) if len(group) > 1 else works
-            yield from zip(group, results, strict=True)
+            yield from zip([client for client, _ in group], results, strict=True)
 
     def _together(
         self, works: Sequence[Callable[..., Trained]]

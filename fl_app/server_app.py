@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from fl_app import (
     processes,
     report,
     resuming,
+    sharing,
     tracking,
     waking,
 )
@@ -71,7 +73,12 @@ def main(grid: Grid, context: Context) -> None:
     assert dataset is not None
     arrays, info = initial_model(config, dataset, read=not config.resume)
     check_model(strategy, config, dataset)
-    with resuming.opened(config, federation.label_counts) as (folder, checkpoint):
+    # Of clients trained together, the last bits depend on who is with whom.
+    share = waking.in_simulation(grid) and config.clients_together == 1
+    with (
+        resuming.opened(config, federation.label_counts) as (folder, checkpoint),
+        sharing.waiting_file() if share else nullcontext("") as federation.shared,
+    ):
         log.info("Results go to %s", folder.path)
         folder.write_flower_run(context.run_id)
         if strategy.remembers:

@@ -22,6 +22,11 @@ _UNTOLD = 0.2
 """Seconds after which replies are asked for even if none was told of."""
 
 
+def in_simulation(grid: Grid) -> bool:
+    """Return whether the grid's nodes are simulated, by this process."""
+    return _ENGINE in sys.modules and hasattr(grid, "state")
+
+
 def wake_simulation() -> None:
     """Have the simulation in this process look for messages now, if there is one."""
     engine = sys.modules.get(_ENGINE)
@@ -50,7 +55,7 @@ def reply_wait(grid: Grid) -> Callable[[float], None]:
     """
     state: Any = getattr(grid, "state", None)
     store = getattr(state, "store_message_res", None)
-    if _ENGINE not in sys.modules or store is None:
+    if not in_simulation(grid) or store is None:
         return time.sleep
     told, tells = threading.Event(), threading.Event()
 

@@ -55,6 +55,10 @@ class Workspace(Hosted):
             )
         return images, labels
 
+    def num_examples(self, client: int) -> int:
+        """Return the number of a client's training examples."""
+        return len(self.partition.split(client)[0])
+
 
 def options_of(message: Message, context: Context) -> Options:
     """Return the run's options: as the server sends them, or else as submitted."""

@@ -7,7 +7,7 @@ the reason, and the round goes on.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from typing import Any, Protocol
@@ -24,6 +24,7 @@ log = logging.getLogger("flwr.fl_app")
 
 Row = dict[str, float]
 
+_TAKEN = "it waited for any node that shares, and none accounted for it"
 _LARGEST = 1e100
 """Of what a metric can be: sums over all clients stay finite."""
 
@@ -78,6 +79,7 @@ class Tally:
         num_steps: Mapping[int, int] | None = None,
         validation_fraction: float | None = None,
         decode: Callable[[Arrays], Arrays] | None = None,
+        cohort: Iterable[int] = (),
     ) -> None:
         """Start empty.
 
@@ -89,6 +91,7 @@ class Tally:
             validation_fraction: share of its examples that each client keeps for
                 validation; None where that is not known.
             decode: makes an update of what a client sends; None if that is one.
+            cohort: the clients that any node may account for, where nodes share.
         """
         self._decode = decode
         self._num_examples = num_examples
@@ -96,6 +99,9 @@ class Tally:
         self._limits = limits
         self._num_steps = num_steps
         self._validation_fraction = validation_fraction
+        self._unaccounted = set(cohort)
+        self._left: dict[int, tuple[int, str]] = {}
+        """Per client of a node that shares, the node, and why it may not answer."""
         self._norms: dict[int, list[float]] = {}
         self.own_nodes: set[int] = set()
         """Nodes that keep clients' states in a folder of their own."""
@@ -123,8 +129,9 @@ class Tally:
         """Count in what answers `sent`, or each client in it as failed."""
         task = wire.take(sent, wire.TASK, ConfigRecord)
         asked = wire.integers(task, wire.TRAIN_IDS)
+        shares = wire.SHARED in task
         if reply.content is None:
-            self._fail(reply, asked, reply.error)
+            self._lack(reply.node_id, asked, reply.error, shares=shares)
             return
         try:
             size = wire.num_bytes(reply.content)
@@ -134,13 +141,17 @@ class Tally:
             not_validated = _failures(reply, wire.NOT_VALIDATED)
             failed = _failures(reply, wire.FAILED)
             trained = _rows(reply.content, wire.TRAINED, {wire.LOSS})
-            self._check_clients(trained, failed, asked)
+            accounted = self._check_clients(trained, failed, asked, shares=shares)
             if task.get(wire.SINGLE_UPDATES) and wire.SUM in reply.content:
                 raise UpdateError("a sum of updates was sent where each was asked for")
             refused = self._add_updates(reply, trained)
         except Exception as error:  # a reply may be wrong in more ways than are known
-            self._fail(reply, asked, f"bad reply: {type(error).__name__}: {error}")
+            reason = f"bad reply: {type(error).__name__}: {error}"
+            self._lack(reply.node_id, asked, reason, shares=shares)
             return
+        if shares:
+            self._left |= dict.fromkeys(asked, (reply.node_id, _TAKEN))
+            self._unaccounted -= accounted
         self.upload_bytes += size
         if place is not None and place.get(wire.OWN):
             self.own_nodes.add(reply.node_id)
@@ -154,13 +165,44 @@ class Tally:
                 *(failure.client_id, failure.node_id, failure.reason),
             )
 
+    def finish(self) -> None:
+        """Count as failed what nodes that share left to others, none of which did it.
+
+        To be called when each has replied.
+        """
+        for client, (node, reason) in sorted(self._left.items()):
+            if client in self._unaccounted:
+                self._fail(node, [client], reason)
+
+    def _lack(self, node: int, asked: list[int], reason: str, *, shares: bool) -> None:
+        """Take in no answer: the clients failed, or other nodes have them."""
+        if shares and asked:
+            self._left |= dict.fromkeys(asked, (node, reason))
+        else:
+            self._fail(node, asked, reason)
+
     def _check_clients(
-        self, trained: list[Row], failed: list[ClientFailure], asked: list[int]
-    ) -> None:
-        """Every client that was asked is accounted for, with the examples it has."""
+        self,
+        trained: list[Row],
+        failed: list[ClientFailure],
+        asked: list[int],
+        *,
+        shares: bool,
+    ) -> set[int]:
+        """Every client that was asked is accounted for, with the examples it has.
+
+        Nodes that share account for any clients of the cohort, each for others.
+        """
         reported = [int(row[wire.CLIENT_IDS]) for row in trained]
         accounted = sorted(reported + [failure.client_id for failure in failed])
-        if accounted != sorted(asked):
+        known = set(accounted)
+        if shares:
+            if len(known) < len(accounted) or not known <= self._unaccounted:
+                raise UpdateError(
+                    f"it accounts for clients {accounted}, some of them twice, for "
+                    "another node, or not of this round"
+                )
+        elif accounted != sorted(asked):
             raise UpdateError(
                 f"it accounts for clients {accounted}, asked were {asked}"
             )
@@ -179,6 +221,7 @@ class Tally:
                         f"client {client} reports {steps} steps, it was to take "
                         f"{expected}"
                     )
+        return known
 
     def _add_updates(self, reply: Reply, trained: list[Row]) -> list[ClientFailure]:
         """Add a node's partial sum, or its clients' updates; return those refused.
@@ -217,13 +260,13 @@ class Tally:
         self.total.add(update, self._num_examples(client))
         self._norms[client] = sizes
 
-    def _fail(self, reply: Reply, clients: list[int], reason: str) -> None:
+    def _fail(self, node: int, clients: list[int], reason: str) -> None:
         lines = reason.strip().splitlines() or ["unknown error"]
         self.failures += [
-            ClientFailure(client, reply.node_id, lines[0], reason) for client in clients
+            ClientFailure(client, node, lines[0], reason) for client in clients
         ]
         if not clients:
-            log.warning("Node %d did not validate: %s", reply.node_id, lines[0])
+            log.warning("Node %d did not validate: %s", node, lines[0])
 
     def validation(self) -> Validation | None:
         """Return accuracy and loss over all validation examples."""

@@ -38,12 +38,20 @@ class Request:
         federation.wait()
         clients = sorted({*self.train, *self.evaluate})
         holders = self.states.holders if self.states else {}
+        deal = federation.deal(clients, holders)
+        # What a client remembers may lie where another node does not look.
+        shares = len(deal) > 1 and self.train and not self.states
+        share = federation.shared if shares else ""
         return {
-            node: RecordDict({**shared, wire.TASK: self._task(federation, dealt)})
-            for node, dealt in federation.deal(clients, holders).items()
+            node: RecordDict(
+                {**shared, wire.TASK: self._task(federation, dealt, share)}
+            )
+            for node, dealt in deal.items()
         }
 
-    def _task(self, federation: Federation, clients: list[int]) -> ConfigRecord:
+    def _task(
+        self, federation: Federation, clients: list[int], share: str
+    ) -> ConfigRecord:
         chosen, validating = set(self.train), set(self.evaluate)
         training = [client for client in clients if client in chosen]
         lists = {
@@ -61,6 +69,7 @@ class Request:
                 wire.COHORT_SIZE: max(1, len(self.train)),
                 wire.SINGLE_UPDATES: int(self.single_updates),
                 wire.BUDGET: self.budget,
+                **({wire.SHARED: share} if share else {}),
                 **{key: values for key, values in lists.items() if values},
             }
         )

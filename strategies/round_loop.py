@@ -246,11 +246,13 @@ class RoundLoop(Algorithm):
             steps,
             self._validation_fraction,
             self._upload(sent).decode if self._upload else None,
+            cohort,
         )
         for reply in federation.exchange(
             contents, wire.TRAIN, timeout=self.round_timeout
         ):
             tally.add(reply, contents[reply.node_id])
+        tally.finish()
         result = RoundResult(
             round=round,
             arrays=arrays,

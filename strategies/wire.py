@@ -48,6 +48,7 @@ COHORT_SIZE = "cohort-size"
 BUDGET = "budget"  # seconds a node may work on the message, from its arrival
 SINGLE_UPDATES = "single-updates"  # 1: send each client's update, not their sum
 NUM_NODES = "num-nodes"
+SHARED = "shared"  # where nodes that share the round write what waits for them
 CLIENT_IDS = "client-ids"
 NUM_EXAMPLES = "num-examples"
 LABEL_COUNTS = "label-counts"

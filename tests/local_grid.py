@@ -64,7 +64,8 @@ def app_node(
 
     def handle(message: Message) -> Message:
         own = dict(node_config or {})
-        context = Context(1, 1, own, RecordDict(), dict(options))
+        node = message.metadata.dst_node_id
+        context = Context(1, node, own, RecordDict(), dict(options))
         try:
             return app(message, context)
         except Exception as error:
