@@ -143,6 +143,7 @@ class Pictures(Callback):
         self._folder = folder
         self._config = config
         self._wake = threading.Condition()
+        self._first: Callable[[], None] = lambda: None
         self._next: Callable[[], None] | None = None
         self._ended = False
         self._thread = threading.Thread(target=self._draw, daemon=True, name="pictures")
@@ -150,9 +151,9 @@ class Pictures(Callback):
     def on_start(
         self, counts: Any, class_names: Sequence[str], client_names: Sequence[str]
     ) -> None:
-        """Draw who owns what."""
+        """Have it drawn who owns what."""
         title = describe_partition(self._config)
-        self._attempt(
+        self._first = lambda: self._attempt(
             PARTITION,
             lambda: plots.partition(counts, class_names, title, client_names),
         )
@@ -176,6 +177,7 @@ class Pictures(Callback):
             self._write(rows)
 
     def _draw(self) -> None:
+        self._first()
         while True:
             with self._wake:
                 self._wake.wait_for(lambda: self._next is not None or self._ended)

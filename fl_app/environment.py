@@ -135,17 +135,23 @@ def _hook(project: Path) -> list[tuple[Path, str]]:
     call = f"import {_HOOK}; {_HOOK}.apply({str(project)!r})\n"
     script = _site_packages() / f"{_WARM}.py"
     command = shlex.join([sys.executable, "-P", str(script)])
+    forking = [
+        (warm_commands(served) / "flower-superexec", f'#!/bin/sh\nexec {call} "$@"\n')
+        for served in warm.PRELOADED
+        for call in [f"{command} {served}"]
+    ]
     return [
         (_site_packages() / f"{_HOOK}.py", Path(startup.__file__).read_text()),
         (_site_packages() / f"{_HOOK}.pth", call),
         (script, Path(warm.__file__).read_text()),
-        (warm_commands() / "flower-superexec", f'#!/bin/sh\nexec {command} "$@"\n'),
+        *forking,
     ]
 
 
-def warm_commands() -> Path:
-    """Return the folder that a SuperNode's PATH begins with to run `warm`."""
-    return Path(sys.prefix) / "libexec" / "fl-app"
+def warm_commands(served: str = "supernode") -> Path:
+    """Return the folder that the PATH of who is served begins with, to run `warm`."""
+    folder = Path(sys.prefix) / "libexec" / "fl-app"
+    return folder if served == "supernode" else folder / served
 
 
 def _write_hook(project: Path) -> bool:

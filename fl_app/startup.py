@@ -13,6 +13,8 @@ import zlib
 from collections.abc import MutableMapping
 
 RECORD = "FL_APP_DEFAULTS"
+WARM = "FL_APP_WARM"
+"""Set to 0, this machine's SuperLink keeps no process to fork from in memory."""
 
 
 def apply(project: str, environment: MutableMapping[str, str] = os.environ) -> None:
@@ -33,7 +35,11 @@ def apply(project: str, environment: MutableMapping[str, str] = os.environ) -> N
     scripts = os.path.dirname(sys.executable)
     path = environment.get("PATH", os.defpath).split(os.pathsep)
     if scripts not in path:
-        environment["PATH"] = os.pathsep.join([scripts, *path])
+        path = [scripts, *path]
+    if "--simulation" in sys.orig_argv and environment.get(WARM) != "0":
+        # A SuperLink for simulations: what it starts by name forks them, see `warm`.
+        path = [os.path.join(sys.prefix, "libexec", "fl-app", "simulation"), *path]
+    environment["PATH"] = os.pathsep.join(path)
 
 
 def defaults(project: str, environment: MutableMapping[str, str]) -> dict[str, str]:
@@ -51,6 +57,9 @@ def defaults(project: str, environment: MutableMapping[str, str]) -> dict[str, s
         "FLWR_LOCAL_CONTROL_API_PORT": str(port + 1),
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
+        # Processes that Ray would start ahead, and then never use: Flower gives its
+        # workers an environment, and Ray starts others for that.
+        "RAY_prestart_worker_first_driver": "0",
         # Seconds between looks for a run to start, which waits for half of them; Flower
         # has 1. Looking takes time of the cores that train.
         "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",

@@ -1,54 +1,87 @@
-"""A SuperNode's `flower-superexec` that has PyTorch imported before a message comes.
+"""A `flower-superexec` that has PyTorch imported before there is something to do.
 
-Flower starts a new process for each message to a node, and that process imports
-PyTorch: seconds of every round. This one forks the process instead, from a server of
-Python's `multiprocessing` that has imported what every client app needs, and no module
-of any app: an app's code still comes from its bundle, anew for each message.
+Flower starts a new process for each message to a node, and for each simulation, and
+that process imports PyTorch and Flower: seconds of a round, or of a run's start. This
+one forks the process instead, from a server of Python's `multiprocessing` that has
+imported what every app needs, and no module of any app: an app's code still comes from
+its bundle, anew for each process.
 
-`fl-app setup` copies this file into site-packages and makes a command of it that is
-called `flower-superexec`, in a folder of its own; a SuperNode whose PATH begins with
-that folder starts it. It imports nothing of `fl_app`, whose modules would otherwise
-stand in for those of the bundle.
+`fl-app setup` copies this file into site-packages and makes commands of it that are
+called `flower-superexec`, in folders of their own; who has such a folder at the
+beginning of the PATH starts it. It imports nothing of `fl_app`, whose modules would
+otherwise stand in for those of the bundle.
 """
 
+import contextlib
 import multiprocessing
 import sys
+import threading
+import time
+from collections.abc import Callable
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import _children  # type: ignore[attr-defined]
 from typing import Any
 
-PRELOADED = [
-    *(
-        "torch",
-        "numpy",
-        "numba",
-        "pydantic",
-        "safetensors.numpy",
-        "filelock",
-        "PIL.Image",
-    ),
-    *("flwr.clientapp", "flwr.supernode.cli.flwr_clientapp"),
-]
-_COMMAND = "flwr-clientapp"
+Launch = Callable[[Any, Any], Any]
+"""Of an executor and the specification of a task: starts its process."""
+
+_ANY = ["torch", "numpy", "pydantic", "safetensors.numpy", "filelock", "PIL.Image"]
+PRELOADED = {
+    "supernode": [
+        *_ANY,
+        *("numba", "flwr.clientapp", "flwr.supernode.cli.flwr_clientapp"),
+    ],
+    "simulation": [
+        *_ANY,
+        *("matplotlib.figure", "matplotlib.backends.backend_agg", "ray"),
+        *("flwr.serverapp", "flwr.clientapp", "flwr.simulation.app"),
+        "flwr.server.superlink.fleet.vce.backend.raybackend",
+    ],
+}
+"""What is imported before processes are forked, by who is to be served."""
+
+_FORKED = {
+    "flwr-clientapp": "from flwr.supernode.cli.flwr_clientapp import flwr_clientapp",
+    "flwr-simulation": "from flwr.simulation.app import flwr_simulation",
+}
+"""Flower's commands that are forked, and how their functions are had."""
+
+_SILENCE = """
+import os
+nowhere = os.open(os.devnull, os.O_WRONLY)
+os.dup2(nowhere, 1)
+os.dup2(nowhere, 2)
+"""
+
+_LATER_SECONDS = 25.0
+"""After its first run a SuperLink for simulations makes ready for the next ones: that
+run is not to wait for it, nor to share the cores with it until it trains."""
 
 
 def main() -> None:
-    """Run Flower's command, with the launch of client apps replaced."""
+    """Run Flower's command, with the launch of processes replaced.
+
+    The first argument, which is not Flower's, says whom it serves.
+    """
     from flwr.supercore.cli import flower_superexec
     from flwr.supercore.superexec.executor.subprocess_executor import (
         SubprocessExecutor,
     )
 
+    served = sys.argv.pop(1)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    context.set_forkserver_preload(PRELOADED[served])
     # Forked processes would otherwise run this file again, as their main module.
     for name in ("__file__", "__spec__"):
         if hasattr(sys.modules["__main__"], name):
             setattr(sys.modules["__main__"], name, None)
-    start_server(context)
-    SubprocessExecutor.launch = _launching(  # type: ignore[method-assign]
-        context, SubprocessExecutor.launch
-    )
+    launch = SubprocessExecutor.launch
+    forking = _forking(context, launch)
+    if served == "supernode":
+        start_server(context)
+    else:
+        forking = _later(context, launch, forking, _LATER_SECONDS)
+    SubprocessExecutor.launch = forking  # type: ignore[assignment, method-assign]
     flower_superexec()
 
 
@@ -59,20 +92,22 @@ def start_server(context: ForkServerContext) -> None:
     forkserver.ensure_running()
 
 
-def _launching(context: ForkServerContext, start: Any) -> Any:
-    """Return what launches a task: a client app by a fork, others as Flower does."""
+def _forking(context: ForkServerContext, start: Launch) -> Launch:
+    """Return what launches a task: by a fork if it can be, or else by `start`."""
     from flwr.supercore.constant import TASK_TYPE_TO_COMMAND
     from flwr.supercore.superexec.executor.types import LaunchResult
 
     def launch(self: Any, spec: Any) -> Any:
-        if TASK_TYPE_TO_COMMAND.get(spec.task_type) != _COMMAND:
+        command = TASK_TYPE_TO_COMMAND.get(spec.task_type)
+        if command not in _FORKED:
             return start(self, spec)
-        from flwr.supernode.cli.flwr_clientapp import flwr_clientapp
-
+        code = f"{_FORKED[command]} as run\nrun()"  # imported there alone
+        if spec.suppress_output:
+            code = f"{_SILENCE}\n{code}"
         before = sys.argv
-        sys.argv = [_COMMAND, *arguments(spec)]  # the new process takes them over
+        sys.argv = [command, *arguments(spec)]  # the new process takes them over
         try:
-            process = context.Process(target=flwr_clientapp, name=_COMMAND)
+            process = context.Process(target=exec, args=(code, {}), name=command)
             process.start()
         except (EOFError, OSError):  # the server that forks did not survive its imports
             sys.argv = before
@@ -82,6 +117,33 @@ def _launching(context: ForkServerContext, start: Any) -> Any:
         # As with Flower's own processes nobody waits for it: it watches its parent.
         _children.discard(process)
         return LaunchResult.accepted()
+
+    return launch
+
+
+def _later(
+    context: ForkServerContext, start: Launch, forking: Launch, seconds: float
+) -> Launch:
+    """Return what launches by `start` until the server that forks is ready.
+
+    The first launch has the server started so many seconds later.
+    """
+    begun, ready = threading.Event(), threading.Event()
+
+    def prepare() -> None:
+        time.sleep(seconds)
+        with contextlib.suppress(EOFError, OSError):
+            start_server(context)
+            first = context.Process(target=int)  # forked once all is imported
+            first.start()
+            first.join()
+            ready.set()
+
+    def launch(self: Any, spec: Any) -> Any:
+        if not begun.is_set():
+            begun.set()
+            threading.Thread(target=prepare, daemon=True, name="prepare").start()
+        return (forking if ready.is_set() else start)(self, spec)
 
     return launch
 

@@ -1,3 +1,4 @@
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,29 @@ def test_the_users_own_values_stay() -> None:
     variables = {"PATH": "/usr/bin", name: "5"}
     startup.apply("/one", variables)
     assert variables[name] == "5"
+
+
+@pytest.mark.parametrize(
+    ("command", "changes", "forks"),
+    [
+        (["flower-superlink", "--insecure", "--simulation"], {}, True),
+        (["flower-superlink", "--simulation"], {"FL_APP_WARM": "0"}, False),
+        (["flower-superlink", "--insecure"], {}, False),
+        (["flower-supernode"], {}, False),
+    ],
+)
+def test_a_superlink_for_simulations_forks_them(
+    monkeypatch: pytest.MonkeyPatch,
+    command: list[str],
+    changes: dict[str, str],
+    forks: bool,
+) -> None:
+    monkeypatch.setattr(sys, "orig_argv", ["python3", *command])
+    variables = {"PATH": "/usr/bin", **changes}
+    startup.apply("/project", variables)
+    first = variables["PATH"].split(":")[0]
+    assert (first == str(environment.warm_commands("simulation"))) is forks
+    assert variables["PATH"].endswith(":/usr/bin")
 
 
 def test_ports_differ_between_projects_and_flower_homes() -> None:

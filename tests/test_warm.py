@@ -1,8 +1,11 @@
 """Processes for messages, forked from one that has PyTorch imported."""
 
+import importlib
 import json
+import multiprocessing
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -64,86 +67,134 @@ import _fl_app_warm as warm, child
 
 if __name__ == "__main__":
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(warm.PRELOADED)
-    sys.argv = ["flwr-clientapp", sys.argv[1]]
+    context.set_forkserver_preload(warm.PRELOADED[sys.argv[1]])
+    sys.argv = ["flwr-clientapp", sys.argv[2]]
     process = context.Process(target=child.tell)
     process.start()
     process.join()
 """
 
 
-def test_a_forked_process_has_torch_and_no_module_of_an_app(tmp_path: Path) -> None:
+@pytest.mark.parametrize("served", list(warm.PRELOADED))
+def test_a_forked_process_has_torch_and_no_module_of_an_app(
+    tmp_path: Path, served: str
+) -> None:
     """Else the code of the node would stand in for that of the bundle."""
     (tmp_path / "child.py").write_text(CHILD)
     (tmp_path / "parent.py").write_text(PARENT)
     (tmp_path / "_fl_app_warm.py").write_text(Path(warm.__file__).read_text())
+    told = str(tmp_path / "told")
     subprocess.run(
-        [sys.executable, "parent.py", str(tmp_path / "told")], cwd=tmp_path, check=True
+        [sys.executable, "parent.py", served, told], cwd=tmp_path, check=True
     )
     arguments, modules = json.loads((tmp_path / "told").read_text())
-    assert arguments == ["flwr-clientapp", str(tmp_path / "told")]
-    assert {"torch", "flwr.supernode.cli.flwr_clientapp"} <= set(modules)
+    assert arguments == ["flwr-clientapp", told]
+    assert {"torch", *warm.PRELOADED[served]} <= set(modules)
     assert not [m for m in modules if m.partition(".")[0] in ("fl_app", "strategies")]
 
 
+def starting(launched: list[Any]) -> warm.Launch:
+    """Return Flower's way of launching, which notes what it is given."""
+    return lambda self, given: launched.append(given)
+
+
 def test_other_tasks_are_started_as_flower_does() -> None:
-    """Only a client app is forked."""
-    launched = []
-    launch = warm._launching(
-        SimpleNamespace(Process=None),  # type: ignore[arg-type]
-        lambda self, given: launched.append(given.task_type),
-    )
+    """Only those that are known are forked."""
+    launched: list[ExecutionSpec] = []
+    launch = warm._forking(SimpleNamespace(Process=None), starting(launched))  # type: ignore[arg-type]
     launch(None, spec(task_type=TaskType.SERVER_APP))
-    assert launched == [TaskType.SERVER_APP]
+    assert launched == [spec(task_type=TaskType.SERVER_APP)]
 
 
-def test_a_client_app_is_forked() -> None:
-    from flwr.supernode.cli.flwr_clientapp import flwr_clientapp
+class Forked:
+    """Stands in for a process: runs its target here, in place of Flower's function."""
 
-    forked = []
+    def __init__(self, target: Any, args: Any, name: str) -> None:
+        self._target, self._args = target, args
 
-    class Process:
-        def __init__(self, target: Any, name: str) -> None:
-            self.target = target
+    def start(self) -> None:
+        self._target(*self._args)
 
-        def start(self) -> None:
-            forked.append((self.target, list(sys.argv)))
+
+@pytest.mark.parametrize(
+    ("task_type", "module", "command"),
+    [
+        (TaskType.CLIENT_APP, "flwr.supernode.cli.flwr_clientapp", "flwr-clientapp"),
+        (TaskType.SIMULATION, "flwr.simulation.app", "flwr-simulation"),
+    ],
+)
+def test_known_tasks_are_forked(
+    monkeypatch: pytest.MonkeyPatch, task_type: TaskType, module: str, command: str
+) -> None:
+    forked: list[list[str]] = []
+    monkeypatch.setattr(
+        importlib.import_module(module),
+        command.replace("-", "_"),
+        lambda: forked.append(list(sys.argv)),
+    )
 
     def never(self: Any, given: Any) -> None:
         raise AssertionError("started as Flower does")
 
     before = list(sys.argv)
-    launch = warm._launching(SimpleNamespace(Process=Process), never)  # type: ignore[arg-type]
-    assert launch(None, spec()).status == "accepted"
-    assert forked == [(flwr_clientapp, ["flwr-clientapp", *warm.arguments(spec())])]
+    launch = warm._forking(SimpleNamespace(Process=Forked), never)  # type: ignore[arg-type]
+    given = spec(task_type=task_type)
+    assert launch(None, given).status == "accepted"
+    assert forked == [[command, *warm.arguments(given)]]
     assert sys.argv == before
+
+
+def test_what_is_to_be_silent_is(tmp_path: Path) -> None:
+    code = f"{warm._SILENCE}\nprint('said')\nos.system('echo said')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert (done.stdout, done.stderr) == (b"", b"")
+
+
+def test_a_simulation_is_forked_once_all_is_imported() -> None:
+    """Until then as Flower does it: no run waits for what the next one gains from."""
+    launched: list[ExecutionSpec] = []
+    forked: list[ExecutionSpec] = []
+    context = multiprocessing.get_context("forkserver")
+    launch = warm._later(context, starting(launched), starting(forked), 0.5)
+    start = time.monotonic()
+    launch(None, spec())
+    launch(None, spec())
+    assert time.monotonic() - start < 0.5
+    assert (len(launched), len(forked)) == (2, 0)
+    while not forked:
+        assert time.monotonic() < start + 60
+        time.sleep(0.1)
+        launch(None, spec())
+    assert time.monotonic() - start > 0.5
+    launch(None, spec())
+    assert len(forked) == 2
 
 
 @pytest.mark.parametrize("error", [EOFError, OSError])
 def test_without_the_server_that_forks_flower_does_it(error: type[Exception]) -> None:
-    def failing(target: Any, name: str) -> Any:
+    def failing(target: Any, args: Any, name: str) -> Any:
         raise error
 
-    launched = []
-    launch = warm._launching(
-        SimpleNamespace(Process=failing),  # type: ignore[arg-type]
-        lambda self, given: launched.append(given),
-    )
+    launched: list[ExecutionSpec] = []
+    launch = warm._forking(SimpleNamespace(Process=failing), starting(launched))  # type: ignore[arg-type]
     launch(None, spec())
     assert launched == [spec()]
 
 
-def test_setup_makes_the_command(tmp_path: Path, monkeypatch: Any) -> None:
+@pytest.mark.parametrize("served", list(warm.PRELOADED))
+def test_setup_makes_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, served: str
+) -> None:
     monkeypatch.setattr(environment, "_site_packages", lambda: tmp_path / "site")
     monkeypatch.setattr(sys, "prefix", str(tmp_path / "pre fix"))
     monkeypatch.setenv("FLWR_HOME", str(tmp_path / "flwr"))
     environment.setup(Path("/project"))
-    command = environment.warm_commands() / "flower-superexec"
+    command = environment.warm_commands(served) / "flower-superexec"
     said = subprocess.run(
         [str(command), "--version"], capture_output=True, text=True, check=True
     )
     assert "Flower version" in said.stdout
-    assert command.parent.parent.parent == tmp_path / "pre fix"
+    assert command.is_relative_to(tmp_path / "pre fix" / "libexec" / "fl-app")
 
 
 @pytest.mark.network

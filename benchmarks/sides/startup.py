@@ -22,6 +22,8 @@ from statistics import median
 from benchmarks.sides.flower_run import PROJECT, FirstRound, Home
 
 _TURNS = 3
+_PAUSE_SECONDS = 15.0
+"""After the cold run, until the SuperLink has made ready for the next ones."""
 
 
 def main() -> None:
@@ -43,6 +45,7 @@ def main() -> None:
             environment, inside / ".venv", symlinks=True, copy_function=os.link
         )
         cold = first_round(home, "cold", outside)
+        time.sleep(_PAUSE_SECONDS)
         turns, inside_turns = zip(
             *(
                 (
