@@ -41,8 +41,9 @@ run: $(STAMP) ## train the default federation and draw its curves
 serve: $(STAMP) ## serve the runs and their models at http://127.0.0.1:8000
 	@$(BIN)/fl-app serve $(ARGS)
 
-test: $(STAMP) ## run all tests
-	$(BIN)/pytest $(ARGS)
+test: $(STAMP) ## run all tests, or those that ARGS choose
+	@# What -m chooses may be such as wants the machine to itself.
+	$(BIN)/pytest $(if $(findstring -m,$(ARGS)),,-n 2 --dist loadfile) $(ARGS)
 
 faults: $(STAMP) ## real nodes that fail, and twenty runs that are killed and resumed (40 minutes)
 	$(BIN)/pytest -m "faults or kills" $(ARGS)
