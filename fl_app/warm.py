@@ -14,9 +14,9 @@ otherwise stand in for those of the bundle.
 
 import contextlib
 import multiprocessing
+import os
 import sys
 import threading
-import time
 from collections.abc import Callable
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import _children  # type: ignore[attr-defined]
@@ -53,10 +53,6 @@ os.dup2(nowhere, 1)
 os.dup2(nowhere, 2)
 """
 
-_LATER_SECONDS = 25.0
-"""After its first run a SuperLink for simulations makes ready for the next ones: that
-run is not to wait for it, nor to share the cores with it until it trains."""
-
 
 def main() -> None:
     """Run Flower's command, with the launch of processes replaced.
@@ -80,7 +76,7 @@ def main() -> None:
     if served == "supernode":
         start_server(context)
     else:
-        forking = _later(context, launch, forking, _LATER_SECONDS)
+        forking = _later(context, launch, forking)
     SubprocessExecutor.launch = forking  # type: ignore[assignment, method-assign]
     flower_superexec()
 
@@ -121,18 +117,18 @@ def _forking(context: ForkServerContext, start: Launch) -> Launch:
     return launch
 
 
-def _later(
-    context: ForkServerContext, start: Launch, forking: Launch, seconds: float
-) -> Launch:
+def _later(context: ForkServerContext, start: Launch, forking: Launch) -> Launch:
     """Return what launches by `start` until the server that forks is ready.
 
-    The first launch has the server started so many seconds later.
+    That is started when the first process has ended which was launched: no run waits
+    for what the next one gains from, or shares the cores with it.
     """
     begun, ready = threading.Event(), threading.Event()
 
     def prepare() -> None:
-        time.sleep(seconds)
         with contextlib.suppress(EOFError, OSError):
+            if hasattr(os, "waitid"):  # macOS has it since Python 3.13
+                os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
             start_server(context)
             first = context.Process(target=int)  # forked once all is imported
             first.start()
@@ -140,10 +136,11 @@ def _later(
             ready.set()
 
     def launch(self: Any, spec: Any) -> Any:
+        result = (forking if ready.is_set() else start)(self, spec)
         if not begun.is_set():
             begun.set()
             threading.Thread(target=prepare, daemon=True, name="prepare").start()
-        return (forking if ready.is_set() else start)(self, spec)
+        return result
 
     return launch
 

@@ -2,10 +2,8 @@
 
 import importlib
 import json
-import multiprocessing
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -150,24 +148,38 @@ def test_what_is_to_be_silent_is(tmp_path: Path) -> None:
     assert (done.stdout, done.stderr) == (b"", b"")
 
 
-def test_a_simulation_is_forked_once_all_is_imported() -> None:
-    """Until then as Flower does it: no run waits for what the next one gains from."""
-    launched: list[ExecutionSpec] = []
-    forked: list[ExecutionSpec] = []
+LATER = """
+import multiprocessing, subprocess, sys, time
+import _fl_app_warm as warm
+from multiprocessing import forkserver
+
+if __name__ == "__main__":
+    runs, forked = [], []
+
+    def start(executor, seconds):
+        runs.append(subprocess.Popen(["sleep", str(seconds)]))
+
     context = multiprocessing.get_context("forkserver")
-    launch = warm._later(context, starting(launched), starting(forked), 0.5)
-    start = time.monotonic()
-    launch(None, spec())
-    launch(None, spec())
-    assert time.monotonic() - start < 0.5
-    assert (len(launched), len(forked)) == (2, 0)
-    while not forked:
-        assert time.monotonic() < start + 60
+    launch = warm._later(context, start, lambda executor, spec: forked.append(spec))
+    launch(None, 3)
+    launch(None, 30)  # a second run beside it, which lasts
+    time.sleep(1)
+    assert forkserver._forkserver._forkserver_pid is None, "a run shares the cores"
+    assert runs[0].wait() == 0  # its status is there: nobody else has taken it
+    end = time.monotonic() + 60
+    while not forked and time.monotonic() < end:
         time.sleep(0.1)
-        launch(None, spec())
-    assert time.monotonic() - start > 0.5
-    launch(None, spec())
-    assert len(forked) == 2
+        launch(None, 0)
+    runs[1].kill()
+    assert forked == [0]
+"""
+
+
+def test_simulations_are_forked_once_a_first_one_has_ended(tmp_path: Path) -> None:
+    """No run waits for what the next one gains from, or shares the cores with it."""
+    (tmp_path / "later.py").write_text(LATER)
+    (tmp_path / "_fl_app_warm.py").write_text(Path(warm.__file__).read_text())
+    subprocess.run([sys.executable, "later.py"], cwd=tmp_path, check=True)
 
 
 @pytest.mark.parametrize("error", [EOFError, OSError])

@@ -22,7 +22,7 @@ from statistics import median
 from benchmarks.sides.flower_run import PROJECT, FirstRound, Home
 
 _TURNS = 3
-_PAUSE_SECONDS = 15.0
+_PAUSE_SECONDS = 10.0
 """After the cold run, until the SuperLink has made ready for the next ones."""
 
 
