@@ -15,6 +15,8 @@ PLACED = [ "$(origin VENV)" = file ] || if $(INSIDE); then [ ! -L .venv ]; else 
 	[ "$$(readlink -f .venv)" = "$$(readlink -f "$(VENV)")" ]; fi || \
 	{ echo "VENV: .venv is elsewhere already; make clean first" >&2; exit 1; }
 
+END_SUPERLINKS = [ ! -e .venv ] || pkill -f "$$(readlink -f .venv)/[b]in/.*flower-super" || true
+
 export FLWR_TELEMETRY_ENABLED ?= 0
 
 .PHONY: help install run serve test faults bench lint format clean
@@ -29,6 +31,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@[ -e .venv ] && { [ -e $(STAMP) ] || [ ! -L .venv ] || [ "$(origin VENV)" != file ]; } || rm -f .venv
 	@[ -e .venv ] || { mkdir -p "$(VENV)"; $(INSIDE) || ln -s "$$(readlink -f "$(VENV)")" .venv; }
 	@$(PLACED)
+	@# One that runs has what was installed before in memory.
+	@$(END_SUPERLINKS)
 	@echo "Installing into .venv: PyTorch is large, this takes some minutes the first time."
 	@$(PYTHON) -m venv "$$(readlink -f .venv)"
 	@[ "$$(readlink -f .venv)" != "$$(readlink -f "$(OUTSIDE)")" ] || touch .venv/.placed-by-make
@@ -43,7 +47,7 @@ serve: $(STAMP) ## serve the runs and their models at http://127.0.0.1:8000
 
 test: $(STAMP) ## run all tests, or those that ARGS choose
 	@# What -m chooses may be such as wants the machine to itself.
-	$(BIN)/pytest $(if $(findstring -m,$(ARGS)),,-n 2 --dist loadfile) $(ARGS)
+	$(BIN)/pytest $(if $(filter -m,$(ARGS)),,-n 2 --dist loadfile) $(ARGS)
 
 faults: $(STAMP) ## real nodes that fail, and twenty runs that are killed and resumed (40 minutes)
 	$(BIN)/pytest -m "faults or kills" $(ARGS)
@@ -62,6 +66,6 @@ format: $(STAMP) ## put the code into the project's format
 
 clean: ## remove the environment (of one placed by VENV the link alone) and all caches of tools
 	@# A SuperLink that outlives its environment would take runs and never start them.
-	@[ ! -e .venv ] || pkill -f "$$(readlink -f .venv)/[b]in/.*flower-super" || true
+	@$(END_SUPERLINKS)
 	[ ! -e .venv/.placed-by-make ] || rm -rf "$$(readlink -f .venv)"
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

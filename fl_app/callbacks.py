@@ -8,6 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -135,27 +136,27 @@ class Pictures(Callback):
     """Draws partition.png once, and curves.png as rounds end.
 
     Drawing is done on a thread of its own, so that training does not wait for it, and
-    takes a hundredth of one core at most: the next picture is drawn half a minute after
-    the last one, at the earliest, and shows all rounds until then.
+    takes a hundredth of one core at most, but for the first: the next picture of rounds
+    is drawn half a minute after the last one, at the earliest, and shows all rounds
+    until then.
     """
 
     def __init__(self, folder: RunFolder, config: RunConfig) -> None:
         self._folder = folder
         self._config = config
         self._wake = threading.Condition()
-        self._first: Callable[[], None] = lambda: None
         self._next: Callable[[], None] | None = None
         self._ended = False
-        self._thread = threading.Thread(target=self._draw, daemon=True, name="pictures")
+        self._thread: threading.Thread | None = None
 
     def on_start(
         self, counts: Any, class_names: Sequence[str], client_names: Sequence[str]
     ) -> None:
         """Have it drawn who owns what."""
         title = describe_partition(self._config)
-        self._first = lambda: self._attempt(
-            PARTITION,
-            lambda: plots.partition(counts, class_names, title, client_names),
+        first = partial(plots.partition, counts, class_names, title, client_names)
+        self._thread = threading.Thread(
+            target=self._draw, args=(first,), daemon=True, name="pictures"
         )
         self._thread.start()
 
@@ -171,13 +172,13 @@ class Pictures(Callback):
         with self._wake:
             self._ended = True
             self._wake.notify()
-        if self._thread.is_alive():
+        if self._thread is not None:
             self._thread.join()
         if rows:
             self._write(rows)
 
-    def _draw(self) -> None:
-        self._first()
+    def _draw(self, partition: Callable[[], bytes]) -> None:
+        self._attempt(PARTITION, partition)
         while True:
             with self._wake:
                 self._wake.wait_for(lambda: self._next is not None or self._ended)

@@ -20,7 +20,7 @@ from flwr.app import (
 from flwr.clientapp import ClientApp
 
 import strategies
-from fl_app import mods, processes, sharing
+from fl_app import mods, processes, work_stealing
 from fl_app.client_states import ClientStates
 from fl_app.client_work import ClientWork, Memories, Row
 from fl_app.config import ConfigError, RunConfig
@@ -100,7 +100,7 @@ def _train_and_validate(message: Message, context: Context, deadline: float) -> 
     slow = wire.integers(task, wire.EPOCHS)
     epochs = dict(zip(train_ids, slow, strict=True)) if slow else {}
     own = [(client, epochs.get(client)) for client in sorted(train_ids)]
-    jobs = sharing.jobs(own, task, context, space.num_examples)
+    jobs = work_stealing.jobs(own, task, context, space.num_examples)
     round = wire.integer(task, wire.ROUND)
     keeps_state = strategies.load(space.config.strategy).KEEPS_STATE
     memories = _memories(message, context, keeps_state=keeps_state)

@@ -135,10 +135,10 @@ def _hook(project: Path) -> list[tuple[Path, str]]:
     call = f"import {_HOOK}; {_HOOK}.apply({str(project)!r})\n"
     script = _site_packages() / f"{_WARM}.py"
     command = shlex.join([sys.executable, "-P", str(script)])
+    name = "flower-superexec"
     forking = [
-        (warm_commands(served) / "flower-superexec", f'#!/bin/sh\nexec {call} "$@"\n')
+        (warm_commands(served) / name, f'#!/bin/sh\nexec {command} {served} "$@"\n')
         for served in warm.PRELOADED
-        for call in [f"{command} {served}"]
     ]
     return [
         (_site_packages() / f"{_HOOK}.py", Path(startup.__file__).read_text()),

@@ -56,12 +56,13 @@ def import_ahead(module: str) -> None:
 
     In a process that stays: one that ends with the message has no use for it.
     """
-    if not _for_one_message():
+    if not for_one_message():
         name = f"import {module}"
         threading.Thread(target=import_module, args=(module,), name=name).start()
 
 
-def _for_one_message() -> bool:
+def for_one_message() -> bool:
+    """Whether this process is a real node's, which Flower starts for each message."""
     return Path(sys.argv[0]).name == _CLIENT
 
 
@@ -73,7 +74,7 @@ def watched(budget: float) -> Iterator[None]:
     spared; a simulated node is a process that others need. The watch is the C
     library's, so it also ends what never comes back to Python, and says where it was.
     """
-    if not _for_one_message() or budget == inf:
+    if not for_one_message() or budget == inf:
         yield
         return
     faulthandler.dump_traceback_later(budget + _CLIENT_GRACE_SECONDS, exit=True)

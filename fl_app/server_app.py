@@ -22,9 +22,9 @@ from fl_app import (
     processes,
     report,
     resuming,
-    sharing,
     tracking,
     waking,
+    work_stealing,
 )
 from fl_app.artifacts import ModelInfo
 from fl_app.callbacks import MetricsFiles, Pictures, ProgressLog
@@ -74,11 +74,12 @@ def main(grid: Grid, context: Context) -> None:
     arrays, info = initial_model(config, dataset, read=not config.resume)
     check_model(strategy, config, dataset)
     # Of clients trained together, the last bits depend on who is with whom.
-    share = waking.in_simulation(grid) and config.clients_together == 1
+    stealing = waking.in_simulation(grid) and config.clients_together == 1
     with (
         resuming.opened(config, federation.label_counts) as (folder, checkpoint),
-        sharing.waiting_file() if share else nullcontext("") as federation.shared,
+        work_stealing.waiting_folder() if stealing else nullcontext("") as waiting,
     ):
+        federation.waiting_folder = waiting
         log.info("Results go to %s", folder.path)
         folder.write_flower_run(context.run_id)
         if strategy.remembers:

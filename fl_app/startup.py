@@ -36,8 +36,10 @@ def apply(project: str, environment: MutableMapping[str, str] = os.environ) -> N
     path = environment.get("PATH", os.defpath).split(os.pathsep)
     if scripts not in path:
         path = [scripts, *path]
-    if "--simulation" in sys.orig_argv and environment.get(WARM) != "0":
+    forks = sys.platform == "linux" and environment.get(WARM) != "0"
+    if "--simulation" in sys.orig_argv and forks:
         # A SuperLink for simulations: what it starts by name forks them, see `warm`.
+        # Elsewhere libraries that were imported do not survive a fork for certain.
         path = [os.path.join(sys.prefix, "libexec", "fl-app", "simulation"), *path]
     environment["PATH"] = os.pathsep.join(path)
 

@@ -33,9 +33,10 @@ PRELOADED = {
     ],
     "simulation": [
         *_ANY,
-        *("matplotlib.figure", "matplotlib.backends.backend_agg", "ray"),
-        *("flwr.serverapp", "flwr.clientapp", "flwr.simulation.app"),
-        "flwr.server.superlink.fleet.vce.backend.raybackend",
+        *("matplotlib.figure", "matplotlib.backends.backend_agg"),
+        *("flwr.serverapp", "flwr.clientapp"),
+        "flwr.simulation.app",  # before Ray: makes settings that it reads as it comes
+        *("ray", "flwr.server.superlink.fleet.vce.backend.raybackend"),
     ],
 }
 """What is imported before processes are forked, by who is to be served."""
@@ -120,15 +121,16 @@ def _forking(context: ForkServerContext, start: Launch) -> Launch:
 def _later(context: ForkServerContext, start: Launch, forking: Launch) -> Launch:
     """Return what launches by `start` until the server that forks is ready.
 
-    That is started when the first process has ended which was launched: no run waits
-    for what the next one gains from, or shares the cores with it.
+    That is started when what was launched has ended: no run waits for what others gain
+    from, and only one that comes right after shares the cores with it.
     """
     begun, ready = threading.Event(), threading.Event()
 
     def prepare() -> None:
+        with contextlib.suppress(ChildProcessError):  # none is left
+            while True:
+                os.wait()  # nobody else asks for their status
         with contextlib.suppress(EOFError, OSError):
-            if hasattr(os, "waitid"):  # macOS has it since Python 3.13
-                os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
             start_server(context)
             first = context.Process(target=int)  # forked once all is imported
             first.start()
@@ -146,7 +148,7 @@ def _later(context: ForkServerContext, start: Launch, forking: Launch) -> Launch
 
 
 def arguments(spec: Any) -> list[str]:
-    """Return what `flwr-clientapp` is started with, as Flower's own executor does."""
+    """Return what the command is started with, as Flower's own executor does."""
     given = ["--runtime-api-address", spec.runtime_api_address, "--token", spec.token]
     if spec.insecure:
         given.append("--insecure")

@@ -94,9 +94,9 @@ class Federation:
         self._options = ConfigRecord({wire.JSON: text})
         self.states: ConfigRecord | None = None
         """Where clients keep what they remember; sent along once it is set."""
-        self.shared = ""
-        """File in which nodes write which clients wait for them, for others to take;
-        sent along once it is set."""
+        self.waiting_folder = ""
+        """Name of the temporary folder in which nodes write which clients wait for
+        them, for others to take; sent along once it is set."""
         self.label_counts: np.ndarray[tuple[int, int], np.dtype[np.int64]]
         """Training examples per client and class, shape (num_clients, num_classes)."""
         self.client_names = list(client_names)

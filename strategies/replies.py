@@ -24,7 +24,7 @@ log = logging.getLogger("flwr.fl_app")
 
 Row = dict[str, float]
 
-_TAKEN = "it waited for any node that shares, and none accounted for it"
+_TAKEN = "it waited for any node, and none accounted for it"
 _LARGEST = 1e100
 """Of what a metric can be: sums over all clients stay finite."""
 
@@ -91,7 +91,8 @@ class Tally:
             validation_fraction: share of its examples that each client keeps for
                 validation; None where that is not known.
             decode: makes an update of what a client sends; None if that is one.
-            cohort: the clients that any node may account for, where nodes share.
+            cohort: the clients that any node may account for, where they take them
+                from one another.
         """
         self._decode = decode
         self._num_examples = num_examples
@@ -101,7 +102,9 @@ class Tally:
         self._validation_fraction = validation_fraction
         self._unaccounted = set(cohort)
         self._left: dict[int, tuple[int, str]] = {}
-        """Per client of a node that shares, the node, and why it may not answer."""
+        """Per client that any node may take: whose it was, and why that lacks it."""
+        self._silent: list[tuple[int, str]] = []
+        """Nodes whose clients and takings are not accounted for, and why."""
         self._norms: dict[int, list[float]] = {}
         self.own_nodes: set[int] = set()
         """Nodes that keep clients' states in a folder of their own."""
@@ -129,9 +132,9 @@ class Tally:
         """Count in what answers `sent`, or each client in it as failed."""
         task = wire.take(sent, wire.TASK, ConfigRecord)
         asked = wire.integers(task, wire.TRAIN_IDS)
-        shares = wire.SHARED in task
+        stealing = wire.WAITING in task
         if reply.content is None:
-            self._lack(reply.node_id, asked, reply.error, shares=shares)
+            self._lack(reply.node_id, asked, reply.error, stealing=stealing)
             return
         try:
             size = wire.num_bytes(reply.content)
@@ -141,15 +144,15 @@ class Tally:
             not_validated = _failures(reply, wire.NOT_VALIDATED)
             failed = _failures(reply, wire.FAILED)
             trained = _rows(reply.content, wire.TRAINED, {wire.LOSS})
-            accounted = self._check_clients(trained, failed, asked, shares=shares)
+            accounted = self._check_clients(trained, failed, asked, stealing=stealing)
             if task.get(wire.SINGLE_UPDATES) and wire.SUM in reply.content:
                 raise UpdateError("a sum of updates was sent where each was asked for")
             refused = self._add_updates(reply, trained)
         except Exception as error:  # a reply may be wrong in more ways than are known
             reason = f"bad reply: {type(error).__name__}: {error}"
-            self._lack(reply.node_id, asked, reason, shares=shares)
+            self._lack(reply.node_id, asked, reason, stealing=stealing)
             return
-        if shares:
+        if stealing:
             self._left |= dict.fromkeys(asked, (reply.node_id, _TAKEN))
             self._unaccounted -= accounted
         self.upload_bytes += size
@@ -166,20 +169,25 @@ class Tally:
             )
 
     def finish(self) -> None:
-        """Count as failed what nodes that share left to others, none of which did it.
+        """Count as failed what any node could take and none accounts for.
 
-        To be called when each has replied.
+        To be called when each has replied. A client that was taken failed with the node
+        that took it: with that which did not reply, or whose reply was refused.
         """
         for client, (node, reason) in sorted(self._left.items()):
             if client in self._unaccounted:
-                self._fail(node, [client], reason)
+                taken = reason is _TAKEN and self._silent
+                self._fail(*(self._silent[0] if taken else (node, reason)), client)
 
-    def _lack(self, node: int, asked: list[int], reason: str, *, shares: bool) -> None:
+    def _lack(
+        self, node: int, asked: list[int], reason: str, *, stealing: bool
+    ) -> None:
         """Take in no answer: the clients failed, or other nodes have them."""
-        if shares and asked:
+        if stealing and asked:
+            self._silent.append((node, reason))
             self._left |= dict.fromkeys(asked, (node, reason))
         else:
-            self._fail(node, asked, reason)
+            self._fail(node, reason, *asked)
 
     def _check_clients(
         self,
@@ -187,20 +195,20 @@ class Tally:
         failed: list[ClientFailure],
         asked: list[int],
         *,
-        shares: bool,
+        stealing: bool,
     ) -> set[int]:
         """Every client that was asked is accounted for, with the examples it has.
 
-        Nodes that share account for any clients of the cohort, each for others.
+        Nodes that take clients from one another account for any of the cohort.
         """
         reported = [int(row[wire.CLIENT_IDS]) for row in trained]
         accounted = sorted(reported + [failure.client_id for failure in failed])
         known = set(accounted)
-        if shares:
+        if stealing:
             if len(known) < len(accounted) or not known <= self._unaccounted:
                 raise UpdateError(
-                    f"it accounts for clients {accounted}, some of them twice, for "
-                    "another node, or not of this round"
+                    f"it accounts for clients {accounted}, some of them twice, already "
+                    "accounted for or not of this round"
                 )
         elif accounted != sorted(asked):
             raise UpdateError(
@@ -260,7 +268,7 @@ class Tally:
         self.total.add(update, self._num_examples(client))
         self._norms[client] = sizes
 
-    def _fail(self, node: int, clients: list[int], reason: str) -> None:
+    def _fail(self, node: int, reason: str, *clients: int) -> None:
         lines = reason.strip().splitlines() or ["unknown error"]
         self.failures += [
             ClientFailure(client, node, lines[0], reason) for client in clients

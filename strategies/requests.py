@@ -40,17 +40,17 @@ class Request:
         holders = self.states.holders if self.states else {}
         deal = federation.deal(clients, holders)
         # What a client remembers may lie where another node does not look.
-        shares = len(deal) > 1 and self.train and not self.states
-        share = federation.shared if shares else ""
+        stealing = len(deal) > 1 and self.train and not self.states
+        folder = federation.waiting_folder if stealing else ""
         return {
             node: RecordDict(
-                {**shared, wire.TASK: self._task(federation, dealt, share)}
+                {**shared, wire.TASK: self._task(federation, dealt, folder)}
             )
             for node, dealt in deal.items()
         }
 
     def _task(
-        self, federation: Federation, clients: list[int], share: str
+        self, federation: Federation, clients: list[int], waiting: str
     ) -> ConfigRecord:
         chosen, validating = set(self.train), set(self.evaluate)
         training = [client for client in clients if client in chosen]
@@ -69,7 +69,7 @@ class Request:
                 wire.COHORT_SIZE: max(1, len(self.train)),
                 wire.SINGLE_UPDATES: int(self.single_updates),
                 wire.BUDGET: self.budget,
-                **({wire.SHARED: share} if share else {}),
+                **({wire.WAITING: waiting} if waiting else {}),
                 **{key: values for key, values in lists.items() if values},
             }
         )

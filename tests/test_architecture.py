@@ -55,7 +55,7 @@ APP_LAYERS = [
     {"serving.request_schema"},
     {"resuming", "serving.catalogue", "serving.images", "serving.predictor"},
     {"serving.schemas", "serving.guards"},
-    {"workspace", "rounds", "client_states", "sharing"},
+    {"workspace", "rounds", "client_states", "work_stealing"},
     {"client_work", "mods"},
     {"client_app", "server_app", "following", "submission", "certificates"},
     {"running", "doctor"},

@@ -49,6 +49,10 @@ class Machine:
 
     def superlinks(self) -> list[int]:
         """Process ids of the SuperLinks of this machine."""
+        return self.processes(b"flower-superlink")
+
+    def processes(self, name: bytes) -> list[int]:
+        """Process ids of this machine whose command has that in it."""
         found = []
         for process in Path("/proc").glob("[0-9]*"):
             try:
@@ -57,7 +61,7 @@ class Machine:
             except OSError:
                 continue
             mine = f"FLWR_HOME={self.variables['FLWR_HOME']}\0".encode() in variables
-            if mine and b"flower-superlink" in command:
+            if mine and name in command:
                 found.append(int(process.name))
         return found
 
@@ -71,6 +75,10 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     made = Machine(tmp_path_factory.mktemp("home"))
     yield made
     made.stop()
+    end = time.monotonic() + 20
+    while made.processes(b"forkserver") and time.monotonic() < end:
+        time.sleep(0.2)
+    assert not made.processes(b"forkserver"), "what runs are forked from goes, too"
 
 
 def summary(folder: Path) -> dict[str, object]:

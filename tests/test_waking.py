@@ -16,6 +16,7 @@ from flwr.superlink.federation import NoOpFederationManager
 from flwr.superlink.grid import InMemoryGrid
 
 from fl_app import waking
+from tests.local_grid import LocalGrid
 
 
 class SlowEvent(threading.Event):
@@ -112,6 +113,12 @@ def simulated() -> Any:
 def without_id() -> Message:
     """Return a reply that Flower's state refuses, and logs."""
     return Message(RecordDict(), 1, "train.reply")
+
+
+def test_a_simulation_is_told_from_real_nodes(simulated: Any) -> None:
+    """By Flower's own grid: what a ServerApp does in a simulation alone hangs on it."""
+    assert waking.in_simulation(simulated)
+    assert not waking.in_simulation(LocalGrid({}))
 
 
 def test_a_reply_ends_the_wait(simulated: Any, monkeypatch: pytest.MonkeyPatch) -> None:

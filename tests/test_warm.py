@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from flwr.supercore.constant import TaskType
+from flwr.supercore.constant import TASK_TYPE_TO_COMMAND, TaskType
 from flwr.supercore.superexec.executor import subprocess_executor
 from flwr.supercore.superexec.executor.types import ExecutionSpec
 
@@ -39,16 +39,19 @@ def spec(**given: Any) -> ExecutionSpec:
     return ExecutionSpec(**{k: v for k, v in (fields | given).items() if k in known})
 
 
+@pytest.mark.parametrize("command", warm._FORKED)
 @pytest.mark.parametrize("given", SPECS)
 def test_the_arguments_are_flowers_own(
-    monkeypatch: pytest.MonkeyPatch, given: dict[str, Any]
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], command: str
 ) -> None:
     started = []
     monkeypatch.setattr(
         subprocess_executor.subprocess, "Popen", lambda args, **_: started.append(args)
     )
+    (task_type,) = (t for t, c in TASK_TYPE_TO_COMMAND.items() if c == command)
+    given = {**given, "task_type": task_type}
     subprocess_executor.SubprocessExecutor().launch(spec(**given))
-    assert started == [["flwr-clientapp", *warm.arguments(spec(**given))]]
+    assert started == [[command, *warm.arguments(spec(**given))]]
 
 
 CHILD = """
@@ -56,7 +59,10 @@ import json, sys
 from pathlib import Path
 
 def tell():
-    Path(sys.argv[1]).write_text(json.dumps([sys.argv, sorted(sys.modules)]))
+    constants = sys.modules.get("ray._private.ray_constants")
+    uv_hook = getattr(constants, "RAY_ENABLE_UV_RUN_RUNTIME_ENV", None)
+    told = [sys.argv, sorted(sys.modules), uv_hook]
+    Path(sys.argv[1]).write_text(json.dumps(told))
 """
 
 PARENT = """
@@ -85,10 +91,12 @@ def test_a_forked_process_has_torch_and_no_module_of_an_app(
     subprocess.run(
         [sys.executable, "parent.py", served, told], cwd=tmp_path, check=True
     )
-    arguments, modules = json.loads((tmp_path / "told").read_text())
+    arguments, modules, uv_hook = json.loads((tmp_path / "told").read_text())
     assert arguments == ["flwr-clientapp", told]
     assert {"torch", *warm.PRELOADED[served]} <= set(modules)
     assert not [m for m in modules if m.partition(".")[0] in ("fl_app", "strategies")]
+    if "ray" in modules:
+        assert uv_hook is False, "Flower was imported too late for Ray to heed it"
 
 
 def starting(launched: list[Any]) -> warm.Launch:
@@ -142,10 +150,36 @@ def test_known_tasks_are_forked(
     assert sys.argv == before
 
 
-def test_what_is_to_be_silent_is(tmp_path: Path) -> None:
-    code = f"{warm._SILENCE}\nprint('said')\nos.system('echo said')"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
-    assert (done.stdout, done.stderr) == (b"", b"")
+@pytest.mark.parametrize("silent", [False, True])
+def test_what_is_to_be_silent_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, silent: bool
+) -> None:
+    """As a simulation is, whose output Flower sends to who runs it."""
+    (tmp_path / "told.py").write_text(
+        "import os, sys\n"
+        "def run():\n"
+        "    print('said')\n"
+        "    print('warned', file=sys.stderr)\n"
+        "    os.system('echo said')\n"
+    )
+    monkeypatch.setattr(warm, "_FORKED", {"flwr-simulation": "from told import run"})
+    code: list[str] = []
+
+    class Noted:
+        def __init__(self, target: Any, args: Any, name: str) -> None:
+            assert target is exec
+            code.append(args[0])
+
+        def start(self) -> None:
+            """Not here."""
+
+    context = SimpleNamespace(Process=Noted)
+    launch = warm._forking(context, starting([]))  # type: ignore[arg-type]
+    launch(None, spec(task_type=TaskType.SIMULATION, suppress_output=silent))
+    done = subprocess.run(
+        [sys.executable, "-c", code[0]], capture_output=True, check=True, cwd=tmp_path
+    )
+    assert bool(done.stdout or done.stderr) is not silent
 
 
 LATER = """
@@ -161,21 +195,19 @@ if __name__ == "__main__":
 
     context = multiprocessing.get_context("forkserver")
     launch = warm._later(context, start, lambda executor, spec: forked.append(spec))
-    launch(None, 3)
-    launch(None, 30)  # a second run beside it, which lasts
-    time.sleep(1)
+    launch(None, 1)
+    launch(None, 4)  # beside it
+    time.sleep(2)
     assert forkserver._forkserver._forkserver_pid is None, "a run shares the cores"
-    assert runs[0].wait() == 0  # its status is there: nobody else has taken it
     end = time.monotonic() + 60
     while not forked and time.monotonic() < end:
         time.sleep(0.1)
         launch(None, 0)
-    runs[1].kill()
     assert forked == [0]
 """
 
 
-def test_simulations_are_forked_once_a_first_one_has_ended(tmp_path: Path) -> None:
+def test_simulations_are_forked_once_those_before_have_ended(tmp_path: Path) -> None:
     """No run waits for what the next one gains from, or shares the cores with it."""
     (tmp_path / "later.py").write_text(LATER)
     (tmp_path / "_fl_app_warm.py").write_text(Path(warm.__file__).read_text())

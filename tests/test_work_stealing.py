@@ -4,9 +4,10 @@ import json
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 
-from fl_app import client_app, server_app, sharing, waking
+from fl_app import client_app, network, processes, server_app, waking, work_stealing
 from fl_app.artifacts import RunFolder
 from fl_app.config import RunConfig
 from fl_app.data import datasets
@@ -33,126 +34,186 @@ OPTIONS = {
 
 
 @pytest.fixture
-def waiting() -> Iterator[Path]:
-    with sharing.waiting_file() as path:
-        yield Path(path)
+def folder() -> Iterator[str]:
+    with work_stealing.waiting_folder() as name:
+        yield name
+
+
+def file_in(folder: str) -> Path:
+    return Path(tempfile.gettempdir()) / folder / "waiting.sqlite"
 
 
 def begin(
-    path: Path | str,
+    folder: str,
     node: int,
     *clients: int,
     round: int = 1,
-    config: dict[str, Any] = SIMULATED,
-    sizes: dict[int, int] | None = None,
-    epochs: int | None = None,
-) -> Iterator[sharing.Job]:
-    """Return the jobs of a node that was dealt these clients."""
-    task = ConfigRecord({wire.ROUND: round, wire.SHARED: str(path)})
+    config: Mapping[str, Any] = SIMULATED,
+    sizes: Mapping[int, int] | None = None,
+    epochs: Mapping[int, int] | None = None,
+) -> Iterator[int]:
+    """Return the clients that a node trains which was dealt these."""
+    task = ConfigRecord({wire.ROUND: round, wire.WAITING: folder})
     context = Context(1, node, dict(config), RecordDict(), {})
-    dealt = [(client, epochs) for client in clients]
-    return sharing.jobs(
-        dealt, task, context, lambda client: (sizes or {}).get(client, 9)
-    )
+    dealt = [(client, (epochs or {}).get(client)) for client in clients]
+    size = (sizes or {}).get
+    jobs = work_stealing.jobs(dealt, task, context, lambda client: size(client, 9))
+    return (client for client, _ in jobs)
 
 
-def test_who_is_done_takes_what_waits_for_another(waiting: Path) -> None:
-    slow, fast = begin(waiting, 1, 0, 2, 4, 6, epochs=3), begin(waiting, 2, 1, 3, 5)
-    assert next(slow) == (0, 3)
-    assert list(fast) == [(1, None), (3, None), (5, None), (2, 3), (4, 3), (6, 3)]
+def test_who_is_done_takes_what_waits_for_another(folder: str) -> None:
+    slow, fast = begin(folder, 1, 0, 2, 4, 6), begin(folder, 2, 1, 3, 5)
+    assert next(slow) == 0
+    assert list(fast) == [1, 3, 5, 2, 4, 6]
     assert list(slow) == []
 
 
-def test_the_first_client_is_left_to_its_node(waiting: Path) -> None:
-    first = begin(waiting, 1, 0, 2)
-    assert next(first) == (0, None)
-    assert [client for client, _ in begin(waiting, 2, 1, 3)] == [1, 3, 2]
+def test_clients_wait_from_the_moment_their_node_has_its_message(folder: str) -> None:
+    slow = begin(folder, 1, 0, 2, 4)  # and then it validates
+    assert list(begin(folder, 2, 1, 3)) == [1, 3, 2, 4]
+    assert list(slow) == [0], "the first is left to its node"
 
 
-def test_the_longest_are_begun_first(waiting: Path) -> None:
-    jobs = begin(waiting, 1, 0, 1, 2, 3, sizes={0: 5, 1: 7, 2: 5, 3: 8})
-    assert [client for client, _ in jobs] == [3, 1, 0, 2]
+def test_how_many_epochs_a_client_manages_goes_with_it(folder: str) -> None:
+    slow = work_stealing.jobs(
+        [(0, 3), (2, 1), (4, 2)],
+        ConfigRecord({wire.ROUND: 1, wire.WAITING: folder}),
+        Context(1, 1, dict(SIMULATED), RecordDict(), {}),
+        lambda client: 5,
+    )
+    other = work_stealing.jobs(
+        [(1, 3), (3, 3)],
+        ConfigRecord({wire.ROUND: 1, wire.WAITING: folder}),
+        Context(1, 2, dict(SIMULATED), RecordDict(), {}),
+        lambda client: 5,
+    )
+    assert list(other) == [(1, 3), (3, 3), (4, 2), (2, 1)]
+    assert list(slow) == [(0, 3)]
 
 
-def test_of_several_nodes_the_fullest_is_helped(waiting: Path) -> None:
-    few, many = begin(waiting, 1, 0, 1, 2), begin(waiting, 2, 3, 4, 5, 6)
-    next(few), next(many)
-    third = begin(waiting, 3, 7, 8)
-    assert [client for client, _ in third] == [7, 8, 4, 1, 5, 2, 6]
+def test_the_most_work_is_begun_first(folder: str) -> None:
+    sizes = {0: 5, 1: 7, 2: 5, 3: 8}
+    assert list(begin(folder, 1, 0, 1, 2, 3, sizes=sizes)) == [3, 1, 0, 2]
+    epochs = {0: 3, 1: 1, 2: 2, 3: 1}
+    assert list(begin(folder, 2, 0, 1, 2, 3, sizes=sizes, epochs=epochs)) == [
+        0,
+        2,
+        3,
+        1,
+    ]
 
 
-def test_what_waits_from_another_round_is_left_alone(waiting: Path) -> None:
-    next(begin(waiting, 1, 0, 2, 4, round=1))  # and then its node was lost
-    assert [client for client, _ in begin(waiting, 2, 1, 3, round=2)] == [1, 3]
+def test_of_several_nodes_the_fullest_is_helped(folder: str) -> None:
+    begin(folder, 1, 0, 1, 2)
+    begin(folder, 2, 3, 4, 5, 6)
+    assert list(begin(folder, 3, 7, 8)) == [7, 8, 4, 1, 5, 2, 6]
 
 
-@pytest.mark.parametrize("config", [{}, {"partition-id": 0}])
+def test_who_was_dealt_one_client_neither_gives_nor_takes(folder: str) -> None:
+    begin(folder, 1, 0, 2, 4)
+    assert list(begin(folder, 2, 1)) == [1]
+
+
+def test_what_waits_from_another_round_is_left_alone(folder: str) -> None:
+    begin(folder, 1, 0, 2, 4, round=1)  # and then its node was lost
+    assert list(begin(folder, 2, 1, 3, round=2)) == [1, 3]
+
+
 def test_a_real_node_opens_no_file_by_a_server_s_word(
-    waiting: Path, config: dict[str, Any]
+    folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    next(begin(waiting, 1, 0, 2, 4))
-    assert list(begin(waiting, 2, 3, 1, config=config)) == [(3, None), (1, None)]
+    begin(folder, 1, 0, 2, 4)
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/flwr-clientapp", "--insecure"])
+    assert processes.for_one_message()
+    nodes = network.sharing(2)
+    assert list(begin(folder, 2, 3, 1, config=nodes[0])) == [3, 1]
 
 
-def test_a_node_of_another_machine_makes_no_file(tmp_path: Path) -> None:
-    elsewhere = tmp_path / "waiting.sqlite"
-    assert list(begin(elsewhere, 1, 3, 1)) == [(3, None), (1, None)]
+def test_nor_does_a_simulated_one_open_another(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin(folder, 1, 0, 2, 4)
+    for other in (f"../{folder}", f"{folder}/.", str(file_in(folder).parent), ""):
+        assert list(begin(other, 2, 3, 1)) == [3, 1]
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # as on another machine
+    assert list(begin(folder, 2, 3, 1)) == [3, 1]
     assert list(tmp_path.iterdir()) == []
 
 
 def test_without_a_usable_file_a_node_trains_its_own(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    folder: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    broken = tmp_path / "waiting.sqlite"
-    broken.write_bytes(b"no database, but long enough to be read as one " * 20)
-    assert [client for client, _ in begin(broken, 1, 0, 2)] == [0, 2]
-    assert "shares no clients" in caplog.text
+    file_in(folder).write_bytes(b"no database, but long enough to be read as one " * 20)
+    assert list(begin(folder, 1, 0, 2)) == [0, 2]
+    assert "offers no clients" in caplog.text
 
 
 def test_a_file_that_is_lost_ends_the_taking_not_the_round(
-    waiting: Path, caplog: pytest.LogCaptureFixture
+    folder: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    jobs = begin(waiting, 1, 0, 2, 4)
-    assert next(jobs) == (0, None)
-    waiting.write_bytes(b"overwritten " * 2000)
+    jobs = begin(folder, 1, 0, 2, 4)
+    assert next(jobs) == 0
+    file_in(folder).write_bytes(b"overwritten " * 2000)
     assert list(jobs) == []
-    assert "stops sharing" in caplog.text
+    assert "stops taking" in caplog.text
 
 
-def test_the_file_goes_with_the_run() -> None:
-    with sharing.waiting_file() as path:
-        assert list(begin(path, 1, 0, 2)) == [(0, None), (2, None)]
-    assert not Path(path).parent.exists()
+def test_the_folder_goes_with_the_run() -> None:
+    with work_stealing.waiting_folder() as name:
+        assert list(begin(name, 1, 0, 2)) == [0, 2]
+    assert not file_in(name).parent.exists()
+
+
+def test_without_room_for_the_folder_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with work_stealing.waiting_folder() as name:
+        assert list(begin(name, 1, 0, 2)) == [0, 2]
+    assert "will not take clients" in caplog.text
 
 
 NODE = """
-import json, sys
+import json, sys, time
 from flwr.app import ConfigRecord, Context, RecordDict
-from fl_app import sharing
+from fl_app import work_stealing
 from strategies import wire
-path, node, first, end = sys.argv[1], *map(int, sys.argv[2:])
-task = ConfigRecord({wire.ROUND: 1, wire.SHARED: path})
-context = Context(1, node, {"num-partitions": 3}, RecordDict(), {})
+folder, node, first, end = sys.argv[1], *map(int, sys.argv[2:])
+work_stealing._PART = 10**9  # one client at a time: as many transactions as can be
+task = ConfigRecord({wire.ROUND: 1, wire.WAITING: folder})
+context = Context(1, node, {}, RecordDict(), {})
 dealt = [(client, None) for client in range(first, end)]
-jobs = sharing.jobs(dealt, task, context, lambda client: 1)
-print(json.dumps([client for client, _ in jobs]))
+jobs = work_stealing.jobs(dealt, task, context, lambda client: 1)
+print("ready", flush=True)
+sys.stdin.readline()
+print(json.dumps([client for client, _ in jobs if not time.sleep(0.0003)]))
 """
 
 
-def test_no_client_is_lost_or_taken_twice_by_nodes_at_once(waiting: Path) -> None:
+def test_no_client_is_lost_or_taken_twice_by_nodes_at_once(folder: str) -> None:
     shares = [(0, 900), (900, 910), (910, 1000)]
     nodes = [
         subprocess.Popen(
-            [sys.executable, "-c", NODE, str(waiting), *map(str, (node, *share))],
+            [sys.executable, "-c", NODE, folder, *map(str, (node, *share))],
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            text=True,
             cwd=PROJECT,
         )
         for node, share in enumerate(shares)
     ]
-    said = [node.communicate(timeout=60)[0] for node in nodes]
-    counts = Counter(client for text in said for client in json.loads(text))
+    for node in nodes:
+        assert node.stdout is not None
+        assert node.stdout.readline() == "ready\n"
+    for node in nodes:
+        assert node.stdin is not None
+        node.stdin.write("go\n")
+        node.stdin.flush()
+    said = [json.loads(node.communicate(timeout=60)[0]) for node in nodes]
+    counts = Counter(client for clients in said for client in clients)
     assert counts == Counter(range(1000))
-    with closing(sqlite3.connect(waiting)) as database:
+    assert len(said[1]) > 10, "they did not work at once"
+    with closing(sqlite3.connect(file_in(folder))) as database:
         assert database.execute("SELECT count(*) FROM waiting").fetchone() == (0,)
 
 
@@ -200,27 +261,29 @@ class Unequal(LocalGrid):
         pushed = list(messages)
         for message in pushed:
             task = wire.take(message.content, wire.TASK, ConfigRecord)
-            if message.metadata.dst_node_id == 3 and wire.SHARED in task:
+            if message.metadata.dst_node_id == 3 and wire.WAITING in task:
                 clients = wire.integers(task, wire.TRAIN_IDS)
                 slow = wire.integers(task, wire.EPOCHS) or [None] * len(clients)
                 context = Context(1, 3, SIMULATED, RecordDict(), {})
                 dealt = list(zip(clients, slow, strict=True))
-                next(sharing.jobs(dealt, task, context, self._sizes.__getitem__))
+                work_stealing.jobs(dealt, task, context, self._sizes.__getitem__)
         return super().push_messages(pushed)
 
 
 @pytest.fixture
 def shared(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the server take nodes for simulated ones, and node 3 begin but once."""
-    put, begun = sharing.Waiting.put, set()
+    put, begun = work_stealing.Waiting.put, set()
 
-    def put_once(waits: sharing.Waiting, jobs: Sequence[sharing.Job]) -> None:
+    def put_once(
+        waits: work_stealing.Waiting, jobs: Sequence[work_stealing.Job]
+    ) -> None:
         node = waits.node, waits.round
         if node not in begun:
             put(waits, jobs)
         begun.add(node)
 
-    monkeypatch.setattr(sharing.Waiting, "put", put_once)
+    monkeypatch.setattr(work_stealing.Waiting, "put", put_once)
     monkeypatch.setattr(waking, "in_simulation", lambda grid: True)
     monkeypatch.setattr(waking, "reply_wait", lambda grid: time.sleep)
 
@@ -236,7 +299,10 @@ def shared(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_who_trained_whom_changes_nothing(
-    tmp_path: Path, shared: None, changes: dict[str, Any]
+    tmp_path: Path,
+    shared: None,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
 ) -> None:
     options = options_of(tmp_path / "shared", changes)
     grid = Unequal(options)
@@ -244,8 +310,9 @@ def test_who_trained_whom_changes_nothing(
     assert [len(clients) for clients in grid.trained[7]] == [5, 5]
     assert [len(clients) for clients in grid.trained[3]] == [1, 1]
 
+    monkeypatch.setattr(waking, "in_simulation", lambda grid: False)
     options = options_of(tmp_path / "apart", changes)
-    node = app_node(client_app.app, options)  # that is no simulated one
+    node = app_node(client_app.app, options)
     other = run(LocalGrid({3: node, 7: node}), options)
     kept = ("test_loss", "train_loss", "num_clients", "num_failures", "upload_bytes")
     assert [[row[key] for key in kept] for row in folder.metrics()] == [
@@ -283,10 +350,7 @@ def test_clients_that_a_node_took_and_lost_are_named(
         for record in caplog.records
         if isinstance(record.args, tuple) and "leaves out" in str(record.msg)
     )
-    assert reasons == {
-        (7, "out of memory"): 3,
-        (3, "it waited for any node that shares, and none accounted for it"): 2,
-    }
+    assert reasons == {(7, "out of memory"): 5}, "those it took, too"
     assert len(own) == 1
 
 
