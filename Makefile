@@ -15,8 +15,6 @@ PLACED = [ "$(origin VENV)" = file ] || if $(INSIDE); then [ ! -L .venv ]; else 
 	[ "$$(readlink -f .venv)" = "$$(readlink -f "$(VENV)")" ]; fi || \
 	{ echo "VENV: .venv is elsewhere already; make clean first" >&2; exit 1; }
 
-END_SUPERLINKS = [ ! -e .venv ] || pkill -f "$$(readlink -f .venv)/[b]in/.*flower-super" || true
-
 export FLWR_TELEMETRY_ENABLED ?= 0
 
 .PHONY: help install run serve test faults bench lint format clean
@@ -31,8 +29,6 @@ $(STAMP): pyproject.toml constraints.txt
 	@[ -e .venv ] && { [ -e $(STAMP) ] || [ ! -L .venv ] || [ "$(origin VENV)" != file ]; } || rm -f .venv
 	@[ -e .venv ] || { mkdir -p "$(VENV)"; $(INSIDE) || ln -s "$$(readlink -f "$(VENV)")" .venv; }
 	@$(PLACED)
-	@# One that runs has what was installed before in memory.
-	@$(END_SUPERLINKS)
 	@echo "Installing into .venv: PyTorch is large, this takes some minutes the first time."
 	@$(PYTHON) -m venv "$$(readlink -f .venv)"
 	@[ "$$(readlink -f .venv)" != "$$(readlink -f "$(OUTSIDE)")" ] || touch .venv/.placed-by-make
@@ -66,6 +62,6 @@ format: $(STAMP) ## put the code into the project's format
 
 clean: ## remove the environment (of one placed by VENV the link alone) and all caches of tools
 	@# A SuperLink that outlives its environment would take runs and never start them.
-	@$(END_SUPERLINKS)
+	@[ ! -e .venv ] || pkill -f "$$(readlink -f .venv)/[b]in/.*flower-super" || true
 	[ ! -e .venv/.placed-by-make ] || rm -rf "$$(readlink -f .venv)"
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -16,6 +16,7 @@ import contextlib
 import multiprocessing
 import os
 import sys
+import sysconfig
 import threading
 from collections.abc import Callable
 from multiprocessing.context import ForkServerContext
@@ -121,10 +122,12 @@ def _forking(context: ForkServerContext, start: Launch) -> Launch:
 def _later(context: ForkServerContext, start: Launch, forking: Launch) -> Launch:
     """Return what launches by `start` until the server that forks is ready.
 
-    That is started when what was launched has ended: no run waits for what others gain
-    from, and only one that comes right after shares the cores with it.
+    And again once other packages are installed than it has in memory. It is started
+    when what was launched has ended: no run waits for what others gain from, and only
+    one that comes right after shares the cores with it.
     """
     begun, ready = threading.Event(), threading.Event()
+    installed = _last_installation()
 
     def prepare() -> None:
         with contextlib.suppress(ChildProcessError):  # none is left
@@ -138,13 +141,19 @@ def _later(context: ForkServerContext, start: Launch, forking: Launch) -> Launch
             ready.set()
 
     def launch(self: Any, spec: Any) -> Any:
-        result = (forking if ready.is_set() else start)(self, spec)
+        forks = ready.is_set() and _last_installation() == installed
+        result = (forking if forks else start)(self, spec)
         if not begun.is_set():
             begun.set()
             threading.Thread(target=prepare, daemon=True, name="prepare").start()
         return result
 
     return launch
+
+
+def _last_installation() -> float:
+    """Return when a package was last installed or removed, in seconds of the epoch."""
+    return os.stat(sysconfig.get_path("purelib")).st_mtime
 
 
 def arguments(spec: Any) -> list[str]:

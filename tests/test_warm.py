@@ -204,6 +204,9 @@ if __name__ == "__main__":
         time.sleep(0.1)
         launch(None, 0)
     assert forked == [0]
+    warm._last_installation = lambda: 0.0  # as after an upgrade
+    launch(None, 0)
+    assert forked == [0], "it has the old packages in memory"
 """
 
 
