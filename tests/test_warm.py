@@ -196,7 +196,7 @@ if __name__ == "__main__":
     context = multiprocessing.get_context("forkserver")
     launch = warm._later(context, start, lambda executor, spec: forked.append(spec))
     launch(None, 1)
-    launch(None, 4)  # beside it
+    launch(None, 6)  # beside it
     time.sleep(2)
     assert forkserver._forkserver._forkserver_pid is None, "a run shares the cores"
     end = time.monotonic() + 60
