@@ -172,7 +172,8 @@ class Tally:
         """Count as failed what any node could take and none accounts for.
 
         To be called when each has replied. A client that was taken failed with the node
-        that took it: with that which did not reply, or whose reply was refused.
+        that took it: with that which did not reply, or whose reply was refused (of
+        several, the first stands for all).
         """
         for client, (node, reason) in sorted(self._left.items()):
             if client in self._unaccounted:

@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -327,23 +327,29 @@ def sha(folder: RunFolder) -> str:
     return str(summary["model_sha256"])
 
 
+def changing(
+    options: dict[str, Any], change: Callable[[Message, Message], Message]
+) -> Handler:
+    """Return a node whose replies to what it was to train are changed."""
+    honest = app_node(client_app.app, options, SIMULATED)
+
+    def handle(message: Message) -> Message | None:
+        reply = honest(message)
+        assert reply is not None
+        return change(message, reply) if wire.TRAINED in reply.content else reply
+
+    return handle
+
+
 def test_clients_that_a_node_took_and_lost_are_named(
     tmp_path: Path, shared: None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    options = options_of(tmp_path, {"min-fraction": 0.1, "num-server-rounds": 1})
-    honest = app_node(client_app.app, options, SIMULATED)
-
-    def failing(message: Message) -> Message | None:
-        reply = honest(message)
-        assert reply is not None
-        if wire.TRAINED not in reply.content:
-            return reply
+    def fail(message: Message, reply: Message) -> Message:
         return Message(Error(2, "out of memory"), reply_to=message)
 
-    grid = Unequal(options, failing)
-    folder = run(grid, options)
-    (own,) = grid.trained[3]
-    row = folder.metrics()[1]
+    options = options_of(tmp_path, {"min-fraction": 0.1, "num-server-rounds": 1})
+    grid = Unequal(options, changing(options, fail))
+    row = run(grid, options).metrics()[1]
     assert (row["num_clients"], row["num_failures"]) == (1, 5)
     reasons = Counter(
         record.args[2:]
@@ -351,6 +357,7 @@ def test_clients_that_a_node_took_and_lost_are_named(
         if isinstance(record.args, tuple) and "leaves out" in str(record.msg)
     )
     assert reasons == {(7, "out of memory"): 5}, "those it took, too"
+    (own,) = grid.trained[3]
     assert len(own) == 1
 
 
@@ -365,23 +372,36 @@ def test_a_node_that_accounts_for_others_than_the_cohort_is_refused(
     tmp_path: Path, shared: None, forged: list[int]
 ) -> None:
     options = options_of(tmp_path, {"min-fraction": 0.1, "num-server-rounds": 1})
-    honest = app_node(client_app.app, options, SIMULATED)
+    grid = Unequal(options, changing(options, accounting_for(forged)))
+    row = run(grid, options).metrics()[1]
+    assert (row["num_clients"], row["num_failures"]) == (1, 5)
 
-    def forging(message: Message) -> Message | None:
-        reply = honest(message)
-        assert reply is not None
-        if wire.TRAINED in reply.content:
-            columns = {
-                wire.CLIENT_IDS: forged,
-                wire.REASON: ["no"] * len(forged),
-                wire.TRACEBACK: ["no"] * len(forged),
-            }
-            reply.content[wire.FAILED] = ConfigRecord(columns)  # type: ignore[arg-type]
+
+def test_a_client_that_another_node_has_accounted_for_is_not_counted_again(
+    tmp_path: Path, shared: None
+) -> None:
+    options = options_of(tmp_path, {"min-fraction": 0.1, "num-server-rounds": 1})
+    grid = Unequal(options)
+
+    def claim(message: Message, reply: Message) -> Message:
+        (taken,) = grid.trained[7]
+        return accounting_for(taken[:1])(message, reply)
+
+    grid.nodes[3] = changing(options, claim)
+    row = run(grid, options).metrics()[1]
+    assert (row["num_clients"], row["num_failures"]) == (5, 1)
+
+
+def accounting_for(clients: list[int]) -> Callable[[Message, Message], Message]:
+    """Return what has a reply tell that these failed."""
+    told = ["no"] * len(clients)
+
+    def change(message: Message, reply: Message) -> Message:
+        columns = {wire.CLIENT_IDS: clients, wire.REASON: told, wire.TRACEBACK: told}
+        reply.content[wire.FAILED] = ConfigRecord(columns)  # type: ignore[arg-type]
         return reply
 
-    folder = run(Unequal(options, forging), options)
-    row = folder.metrics()[1]
-    assert (row["num_clients"], row["num_failures"]) == (1, 5)
+    return change
 
 
 @pytest.mark.parametrize(
