@@ -122,8 +122,9 @@ def _train_and_validate(message: Message, context: Context, deadline: float) -> 
             update, row = result()
             if single:
                 examples = int(row[wire.NUM_EXAMPLES])
-                aggregation.check_update(update, work.summed, examples)
-                updates[client] = update
+                arrays = aggregation.taken(update)
+                aggregation.check_update(arrays, work.summed, examples)
+                updates[client] = arrays
             else:
                 total.add(update, int(row[wire.NUM_EXAMPLES]))
             trained.append(row)

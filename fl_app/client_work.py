@@ -12,6 +12,7 @@ import strategies
 from fl_app.client_states import ClientStates
 from fl_app.workspace import Workspace, examples_of
 from strategies import aggregation, wire
+from strategies.aggregation import Update
 from strategies.algorithm import Algorithm
 from strategies.interfaces import Memory, Term
 from strategies.randomness import keyed_seed
@@ -24,8 +25,9 @@ if TYPE_CHECKING:
     from fl_app.together import Train
 
 Row = dict[str, float]
-Trained = tuple[Arrays, Row]
-"""A client's update and its metrics."""
+Trained = tuple[Update, Row]
+"""A client's update and its metrics. Another client's training may change the update
+where it is not `taken` yet."""
 
 
 class Memories:
@@ -202,16 +204,15 @@ class ClientWork:
         share = {wire.SECONDS: (time.monotonic() - start) / number}
         return [partial(_result, outcome, share) for outcome in outcomes]
 
-    def _update(self, model: "nn.Module", start: "task.Snapshot | None") -> Arrays:
+    def _update(self, model: "nn.Module", start: "task.Snapshot | None") -> Update:
         """Return what training changed; `start` is the resident model's, if it is that.
 
-        Differences to what the model was put back to save two copies of all weights.
+        Differences to what the model was put back to save copies of all weights.
         """
         from fl_app import task
 
         if start is not None and not self.pooled:
-            arrays, whole = start.changes()
-            return arrays if whole is None else aggregation.Parts(whole, arrays)
+            return start.difference or start.changes()
         local = task.get_arrays(model)
         local = aggregation.to_moments(local) if self.pooled else local
         return aggregation.subtract(local, self.base)
@@ -273,8 +274,11 @@ class ClientWork:
         strategy = self._strategy
         metrics = strategy.client_train(model, training, self.options, memory)
         update = self._update(model, start_model)
-        update = strategy.client_update(update, metrics, self.options, memory)
+        if strategy.client_update is not Algorithm.client_update:
+            update = aggregation.taken(update)
+            update = strategy.client_update(update, metrics, self.options, memory)
         if memory.sent:
+            update = aggregation.taken(update)
             update |= {aggregation.BESIDE + name: a for name, a in memory.sent.items()}
         self._memories.keep(client, self.round, memory)
         row = {

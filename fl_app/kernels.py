@@ -348,12 +348,17 @@ def differentiate(
 
 @_compiled
 def add_fixed_point(
-    totals: Integers, values: Floats, scale: float, bound: float
+    totals: Integers,
+    values: Floats,
+    less: Floats | None,
+    scale: float,
+    bound: float,
 ) -> int:
-    """Add scale * values, rounded to integers; see `aggregation.Arithmetic`."""
+    """Add scale * (values - less) as integers; see `aggregation.Arithmetic`."""
     beyond = 0
     for i in range(values.size):
-        scaled = np.rint(np.float64(values[i]) * scale)
+        value = values[i] if less is None else values[i] - less[i]
+        scaled = np.rint(np.float64(value) * scale)
         within = abs(scaled) <= bound
         beyond += 0 if within else 1
         totals[i] += np.int64(scaled if within else 0.0)
@@ -361,16 +366,15 @@ def add_fixed_point(
 
 
 @_compiled
-def sums_of_squares(values: Floats, ends: Integers) -> Doubles:
+def sums_of_squares(values: Floats, less: Floats | None, ends: Integers) -> Doubles:
     """Sum up each part in float64; see `aggregation.Arithmetic`."""
     sums = np.empty(ends.size, np.float64)
-    start = 0
+    start = _unsigned(0)
     for number, end in enumerate(ends):
-        part = values[start:end]
         total = 0.0
-        for i in range(part.size):
-            value = np.float64(part[i])
+        for i in range(start, _unsigned(end)):
+            value = np.float64(values[i] if less is None else values[i] - less[i])
             total += value * value
         sums[number] = total
-        start = end
+        start = _unsigned(end)
     return sums

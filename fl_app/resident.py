@@ -5,11 +5,14 @@ tensor, so a model's tensors are moved into one piece of memory.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from strategies.aggregation import Difference
 
 _Array = np.ndarray[Any, Any]
 
@@ -60,14 +63,6 @@ def _whole(tensors: Iterable[Tensor]) -> Tensor | None:
     return first.as_strided((end - offset,), (1,), offset)
 
 
-class Changes(NamedTuple):
-    """What a model's state is now, less what it was."""
-
-    arrays: dict[str, _Array]
-    whole: _Array | None
-    """What they are parts of (n,), one after the other; None if they are not."""
-
-
 class Snapshot:
     """A model's state as it is now, to go back to before each client trains.
 
@@ -96,24 +91,30 @@ class Snapshot:
         if self._tensors:
             torch._foreach_copy_(self._tensors, self._kept)
 
-    @torch.no_grad()
-    def changes(self) -> Changes:
-        """Return the model's present state less the kept one, as new arrays.
+    @cached_property
+    def difference(self) -> Difference | None:
+        """What the model is now, less the kept state, not taken yet.
 
-        They are parts of one if all of the model's tensors are, so that what is done to
-        each of them can be done at once.
+        None unless all of its tensors lie in one on the CPU, in the usual order each.
         """
+        whole, kept = self._whole, self._kept_whole
+        if whole is None or kept is None or self._tensors or whole.device.type != "cpu":
+            return None
+        if any(channels_last for *_, channels_last in self._parts):
+            return None
+        shapes = tuple((name, shape) for name, _, shape, _ in self._parts)
+        return Difference(whole.numpy(), kept.numpy(), shapes)
+
+    @torch.no_grad()
+    def changes(self) -> dict[str, _Array]:
+        """Return the model's present state less the kept one, as new arrays."""
         found: dict[str, _Array] = {}
-        whole = None
         if self._whole is not None and self._kept_whole is not None:
-            whole = (self._whole - self._kept_whole).cpu().numpy()
-            found = self._divided(whole)
-        if not self._tensors:
-            return Changes(found, whole)
-        changes = torch._foreach_sub(self._tensors, self._kept)
+            found = self._divided((self._whole - self._kept_whole).cpu().numpy())
+        changes = torch._foreach_sub(self._tensors, self._kept) if self._tensors else ()
         for name, change in zip(self._rest, changes, strict=True):
             found[name] = change.cpu().contiguous().numpy()
-        return Changes({name: found[name] for name in self._names}, None)
+        return {name: found[name] for name in self._names}
 
     def _divided(self, whole: _Array) -> dict[str, _Array]:
         """Return the parts of an array (n,) by name, each in the usual order."""

@@ -36,12 +36,30 @@ def apply(project: str, environment: MutableMapping[str, str] = os.environ) -> N
     path = environment.get("PATH", os.defpath).split(os.pathsep)
     if scripts not in path:
         path = [scripts, *path]
-    forks = sys.platform == "linux" and environment.get(WARM) != "0"
-    if "--simulation" in sys.orig_argv and forks:
-        # A SuperLink for simulations: what it starts by name forks them, see `warm`.
-        # Elsewhere libraries that were imported do not survive a fork for certain.
-        path = [os.path.join(sys.prefix, "libexec", "fl-app", "simulation"), *path]
+    if "--simulation" in sys.orig_argv:  # a SuperLink for simulations
+        hook = f"{__name__}.{without_inherited.__name__}"
+        environment.setdefault("RAY_RUNTIME_ENV_HOOK", hook)
+        if sys.platform == "linux" and environment.get(WARM) != "0":
+            # What it starts by name forks them, see `warm`. Elsewhere libraries that
+            # were imported do not survive a fork for certain.
+            path = [os.path.join(sys.prefix, "libexec", "fl-app", "simulation"), *path]
     environment["PATH"] = os.pathsep.join(path)
+
+
+def without_inherited(runtime_env: dict[str, object]) -> dict[str, object]:
+    """Return the environment of Ray's workers without variables that they inherit.
+
+    Flower asks for a PYTHONPATH that is already its own process's, and so that of all
+    that Ray starts on this machine. For an environment that differs, Ray first starts a
+    Python for each worker which imports all of Ray and then makes way for the worker.
+    Other machines, of a cluster in RAY_ADDRESS, inherit nothing.
+    """
+    asked = (runtime_env or {}).get("env_vars")
+    if not isinstance(asked, dict) or os.environ.get("RAY_ADDRESS"):
+        return runtime_env
+    left = {name: value for name, value in runtime_env.items() if name != "env_vars"}
+    others = {n: value for n, value in asked.items() if os.environ.get(n) != value}
+    return left | {"env_vars": others} if others else left
 
 
 def defaults(project: str, environment: MutableMapping[str, str]) -> dict[str, str]:
@@ -59,8 +77,8 @@ def defaults(project: str, environment: MutableMapping[str, str]) -> dict[str, s
         "FLWR_LOCAL_CONTROL_API_PORT": str(port + 1),
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
-        # Processes that Ray would start ahead, and then never use: Flower gives its
-        # workers an environment, and Ray starts others for that.
+        # Processes that Ray would start ahead: one a core, however few nodes there are,
+        # and no sooner than those that nodes ask for.
         "RAY_prestart_worker_first_driver": "0",
         # Seconds between looks for a run to start, which waits for half of them; Flower
         # has 1. Looking takes time of the cores that train.

@@ -311,10 +311,11 @@ def set_arrays(model: nn.Module, arrays: Mapping[str, np.ndarray[Any, Any]]) -> 
 
 
 def place(model: nn.Module) -> nn.Module:
-    """Return the model on the device this process was given, laid out channels-last.
+    """Return the model on the device this process was given.
 
-    And in one piece of memory where `resident` can do that. The device is a GPU if the
-    process sees one, else the CPU.
+    In one piece of memory where `resident` can do that, and channels-last, which
+    PyTorch's convolutions are fastest with. The device is a GPU if the process sees
+    one, else the CPU.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cuda":  # convolutions that give the same bits each time
@@ -322,7 +323,9 @@ def place(model: nn.Module) -> nn.Module:
         torch.backends.cudnn.benchmark = False
     else:
         _keep_freed_memory()
-    model = model.to(device=device, memory_format=LAYOUT)  # type: ignore[call-overload]
+    model = model.to(device)
+    if convolutional.network(model) is None:
+        model = model.to(memory_format=LAYOUT)
     gather(model)
     return model
 

@@ -12,8 +12,9 @@ the spacing of float32 weights.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import fsum, sqrt
-from typing import Any
+from functools import cached_property
+from math import fsum, prod, sqrt
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -88,53 +89,70 @@ def _check_layout(
             )
 
 
-class Parts(dict[str, _Array]):
-    """Arrays by name that lie in one, one after the other in the dictionary's order."""
+@dataclass(frozen=True)
+class Difference:
+    """An update that nobody has taken yet: what a model is now, less what it was.
 
-    def __init__(self, whole: _Array, parts: Mapping[str, _Array]) -> None:
-        """Take the arrays, views of all of `whole` (n,)."""
-        super().__init__(parts)
-        self._whole = whole
-        self._given = tuple(parts.items())
-        self.ends = np.cumsum([array.size for array in parts.values()], dtype=np.int64)
-        """Where each array ends in what they lie in."""
+    A sum and a norm need no arrays of their own for it. It tells of the model's present
+    values each time, so it is to be used, or `taken`, before these change again.
+    """
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Be copied and pickled as a plain dictionary: the parts then lie apart."""
-        return dict, (dict(self),)
+    now: _Array
+    """All of the model's values (n,), float32, one after the other."""
+    before: _Array
+    """Likewise, as they were."""
+    shapes: tuple[tuple[str, tuple[int, ...]], ...]
+    """Names and shapes of the model's arrays, in the order in which they lie there."""
+
+    def __post_init__(self) -> None:
+        """Raises: ValueError: the values are not as many as the shapes need."""
+        for values in (self.now, self.before):  # compiled code relies on it
+            if values.dtype != np.float32 or values.shape != (sum(self.sizes),):
+                raise ValueError(
+                    f"{sum(self.sizes)} float32 values are needed, got "
+                    f"{values.dtype} {values.shape}"
+                )
 
     @property
-    def whole(self) -> _Array | None:
-        """What they lie in; None once the dictionary holds others."""
-        same = len(self) == len(self._given) and all(
-            name == given_name and array is given
-            for (name, array), (given_name, given) in zip(
-                self.items(), self._given, strict=True
-            )
-        )
-        return self._whole if same else None
+    def sizes(self) -> list[int]:
+        """Numbers of values of the arrays."""
+        return [prod(shape) for _, shape in self.shapes]
+
+    @cached_property
+    def ends(self) -> _Array:
+        """Where each array ends in the values, (k,) int64."""
+        return np.cumsum(self.sizes, dtype=np.int64)
+
+    def taken(self) -> Arrays:
+        """Return it as new arrays, parts of one."""
+        parts = np.split(self.now - self.before, self.ends[:-1])
+        return {
+            name: part.reshape(shape)
+            for (name, shape), part in zip(self.shapes, parts, strict=True)
+        }
 
 
-def _in_one_piece(arrays: Mapping[str, _Array], names: Sequence[str]) -> _Array:
-    """Return the arrays of these names one after the other, (n,); a copy if need be."""
-    if isinstance(arrays, Parts) and list(arrays) == names:
-        whole = arrays.whole
-        if whole is not None:
-            return whole
-    return np.concatenate([np.ravel(arrays[name]) for name in names] or [np.zeros(0)])
+Update: TypeAlias = Arrays | Difference
+
+
+def taken(update: Update) -> Arrays:
+    """Return the update as arrays, which stay as they are."""
+    return update.taken() if isinstance(update, Difference) else update
 
 
 @dataclass(frozen=True)
 class Arithmetic:
     """What goes through all values of an update."""
 
-    add_fixed_point: Callable[[_Array, _Array, float, float], int]
-    """Add scale * values (n,), rounded to integers, half to even, to totals (n,) int64;
-    of totals, values, scale and bound. Return how many of them are beyond +-bound, or
-    NaN: these are left out. No sum of the others is out of range."""
-    sums_of_squares: Callable[[_Array, _Array], _Array]
-    """Of the parts of values (n,) that end at ends (k,), accumulated in float64: (k,).
-    The sum of a part does not depend on the others."""
+    add_fixed_point: Callable[[_Array, _Array, _Array | None, float, float], int]
+    """Add scale * (values - less), rounded to integers, half to even, to totals (n,)
+    int64; of totals, values (n,), less (n,) or None for zeros, scale and bound. Return
+    how many of them are beyond +-bound, or NaN: these are left out. No sum of the
+    others is out of range."""
+    sums_of_squares: Callable[[_Array, _Array | None, _Array], _Array]
+    """Of the parts of values - less that end at ends (k,), accumulated in float64:
+    (k,); of values, less (as above) and ends. The sum of a part does not depend on the
+    others."""
 
 
 class ExactSum:
@@ -171,6 +189,12 @@ class ExactSum:
             for n, a in model.items()
             if a.dtype.kind != "f"
         }
+        self._shapes = (
+            tuple((name, array.shape) for name, array in model.items())
+            if all(array.dtype == np.float32 for array in model.values())
+            else None
+        )
+        """Of a `Difference` that can be added as it lies; None if none can."""
         start = 0
         for name in self._floats:
             end = start + model[name].size
@@ -183,7 +207,7 @@ class ExactSum:
         self.weight = 0
         """Sum of their weights (numbers of examples)."""
 
-    def add(self, update: Mapping[str, _Array], weight: int) -> None:
+    def add(self, update: Mapping[str, _Array] | Difference, weight: int) -> None:
         """Add one client's update; all of it or, on an error, nothing.
 
         Raises:
@@ -191,29 +215,40 @@ class ExactSum:
                 summed exactly.
         """
         check_weight(weight)
-        _check_layout(update, self._model, dtype=None)
-        products = {
-            name: _product(name, array, weight, self._limit)
-            for name, array in update.items()
-            if array.dtype.kind != "f"
-        }
+        if isinstance(update, Difference) and update.shapes != self._shapes:
+            update = update.taken()  # it lies otherwise, or does not fit the model
+        products: Arrays = {}
+        if not isinstance(update, Difference):
+            _check_layout(update, self._model, dtype=None)
+            products = {
+                name: _product(name, array, weight, self._limit)
+                for name, array in update.items()
+                if array.dtype.kind != "f"
+            }
         self._check_room(1)
         self._add_floats(update, weight)
         self._accumulate(products, weight, 1)
 
-    def _add_floats(self, update: Mapping[str, _Array], weight: int) -> None:
+    def _add_floats(
+        self, update: Mapping[str, _Array] | Difference, weight: int
+    ) -> None:
         """Add weight times the float arrays, in one pass; all of them or nothing.
 
         What is done once for all of them costs small ones less.
         """
-        flat = _in_one_piece(update, self._floats)
-        if flat.size != self._flat.size:  # compiled code would write beyond the sums
-            raise UpdateError(f"the arrays lie in one of {flat.size} values")
+        less: _Array | None = None
+        if isinstance(update, Difference):
+            values, less = update.now, update.before
+        else:
+            values = _one_after_the_other(update, self._floats)
         add, scale = self._arithmetic.add_fixed_point, weight * _SCALE
         # A float limit is rounded up to 2^k; half of it is surely within the range.
         bound = self._limit / 2
-        if add(self._flat, flat, scale, bound):
-            add(self._flat, flat, -scale, bound)  # takes out what was added: exactly so
+        if add(self._flat, values, less, scale, bound):
+            # Takes out what was added: exactly so.
+            add(self._flat, values, less, -scale, bound)
+            if isinstance(update, Difference):
+                update = update.taken()
             for name in self._floats:
                 _check_finite(name, update[name])
                 if not _in_range(update[name], scale, bound):
@@ -278,16 +313,25 @@ class ExactSum:
 def _in_range(array: _Array, scale: float, bound: float) -> bool:
     """Whether scale * array, rounded, is within +-bound; not if it has NaNs."""
     sums = np.zeros(array.size, np.int64)
-    return not _add_fixed_point(sums, np.ravel(array), scale, bound)
+    return not _add_fixed_point(sums, np.ravel(array), None, scale, bound)
 
 
-def _add_fixed_point(totals: _Array, values: _Array, scale: float, bound: float) -> int:
+def _one_after_the_other(arrays: Mapping[str, _Array], names: Sequence[str]) -> _Array:
+    """Return the values of the arrays of these names (n,)."""
+    return np.concatenate([np.ravel(arrays[name]) for name in names] or [np.zeros(0)])
+
+
+def _add_fixed_point(
+    totals: _Array, values: _Array, less: _Array | None, scale: float, bound: float
+) -> int:
     """See `Arithmetic`; in pieces that fit the cache."""
     size, beyond = min(values.size, _PIECE), 0
     products = np.empty(size, np.float64)
     integers = np.empty(size, np.int64)
     for start in range(0, values.size, _PIECE):
         piece = values[start : start + _PIECE]
+        if less is not None:
+            piece = piece - less[start : start + _PIECE]
         scaled, rounded = products[: piece.size], integers[: piece.size]
         with np.errstate(over="ignore", invalid="ignore"):
             np.multiply(piece, scale, out=scaled, dtype=np.float64)
@@ -302,9 +346,9 @@ def _add_fixed_point(totals: _Array, values: _Array, scale: float, bound: float)
     return beyond
 
 
-def _sums_of_squares(values: _Array, ends: _Array) -> _Array:
+def _sums_of_squares(values: _Array, less: _Array | None, ends: _Array) -> _Array:
     """See `Arithmetic`. Not scalar products, whose last bits depend on the threads."""
-    parts = np.split(values, ends[:-1])
+    parts = np.split(values if less is None else values - less, ends[:-1])
     return np.array([np.square(part, dtype=np.float64).sum() for part in parts])
 
 
@@ -357,15 +401,18 @@ def beside_of(arrays: Mapping[str, _Array]) -> Arrays:
     }
 
 
-def norm(update: Mapping[str, _Array], arithmetic: Arithmetic = NUMPY) -> float:
+def norm(
+    update: Mapping[str, _Array] | Difference, arithmetic: Arithmetic = NUMPY
+) -> float:
     """Return the Euclidean norm over all float arrays, accumulated in float64.
 
     What travels beside the update does not count, nor does the arrays' order.
     """
-    if isinstance(update, Parts) and (whole := update.whole) is not None:
-        return sqrt(fsum(arithmetic.sums_of_squares(whole, update.ends)))
+    if isinstance(update, Difference):
+        now, before = update.now, update.before
+        return sqrt(fsum(arithmetic.sums_of_squares(now, before, update.ends)))
     squares = (
-        arithmetic.sums_of_squares(np.ravel(array), np.array([array.size]))[0]
+        arithmetic.sums_of_squares(np.ravel(array), None, np.array([array.size]))[0]
         for name, array in update.items()
         if array.dtype.kind == "f" and not name.startswith(BESIDE)
     )

@@ -1,6 +1,4 @@
-import copy
 import itertools
-import pickle
 
 import numpy as np
 import pytest
@@ -216,57 +214,80 @@ def test_the_norm_does_not_depend_on_the_order_of_arrays() -> None:
     assert aggregation.norm({}) == aggregation.norm({"n": np.zeros(0)}) == 0
 
 
-def divided(whole: np.ndarray) -> aggregation.Parts:
-    """As 2 x 3 and the rest."""
-    return aggregation.Parts(whole, {"a": whole[:6].reshape(2, 3), "b": whole[6:]})
+AB = (("a", (2, 3)), ("b", (4,)))
 
 
-def test_arrays_are_in_one_piece_until_one_is_replaced() -> None:
-    whole = np.arange(10, dtype=np.float32)
-    assert divided(whole).whole is whole
-    replaced, more, fewer, renamed = (divided(whole) for _ in range(4))
-    replaced["b"] = replaced["b"].copy()
-    more |= {"c": np.zeros(1)}
-    del fewer["a"]
-    renamed["c"] = renamed.pop("b")
-    for changed in (replaced, more, fewer, renamed):
-        assert changed.whole is None
+def difference(
+    now: np.ndarray, before: np.ndarray | None = None
+) -> aggregation.Difference:
+    """Of a model of 2 x 3 values and four others."""
+    return aggregation.Difference(
+        now, np.zeros_like(now) if before is None else before, AB
+    )
 
 
-def test_copies_of_parts_lie_apart() -> None:
-    parts = divided(np.ones(10, np.float32))
-    model = {name: np.zeros_like(array) for name, array in parts.items()}
-    copied = [copy.deepcopy(parts), pickle.loads(pickle.dumps(parts))]
-    for other in copied:
-        other["a"] *= 0
-        total = ExactSum(model, 1)
-        total.add(other, 1)
-        assert total.mean()["a"].sum() == 0
-        assert total.mean()["b"].sum() == 4
+def test_what_is_taken_of_a_difference_stays() -> None:
+    draws = np.random.default_rng(0)
+    now, before = (draws.normal(size=10).astype(np.float32) for _ in range(2))
+    untaken = difference(now, before)
+    arrays = aggregation.taken(untaken)
+    assert [(name, array.shape) for name, array in arrays.items()] == [*AB]
+    whole = np.concatenate([array.ravel() for array in arrays.values()])
+    assert (whole == now - before).all()
+    now[:] = before
+    assert (whole == np.concatenate([a.ravel() for a in arrays.values()])).all()
+    assert not aggregation.taken(untaken)["a"].any()
+    assert aggregation.taken(arrays) is arrays
 
 
-def test_parts_of_a_longer_array_are_refused() -> None:
-    whole = np.ones(10, np.float32)
-    total = ExactSum({"a": np.zeros(6, np.float32)}, 1)
-    with pytest.raises(UpdateError, match="10 values"):
-        total.add(aggregation.Parts(whole, {"a": whole[:6]}), 1)
-    assert total.num_clients == 0
+@pytest.mark.parametrize(
+    "values",
+    [np.zeros(9, np.float32), np.zeros(11, np.float32), np.zeros(10), np.zeros((2, 5))],
+)
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_difference_of_other_values_is_refused(
+    values: np.ndarray, which: int
+) -> None:
+    both = [np.zeros(10, np.float32) for _ in range(2)]
+    both[which] = values
+    with pytest.raises(ValueError, match="10 float32 values are needed"):
+        difference(*both)
 
 
 @pytest.mark.parametrize("order", ["ab", "ba"])
-@pytest.mark.parametrize("replace", [True, False])
-def test_a_sum_of_parts_is_that_of_the_arrays(order: str, *, replace: bool) -> None:
-    whole = np.random.default_rng(0).normal(size=10).astype(np.float32)
-    parts = divided(whole)
-    model = {name: np.zeros_like(parts[name]) for name in order}
-    if replace:
-        parts["a"] = parts["a"] + 1
+@pytest.mark.parametrize("size", [10, 100_000])
+def test_a_sum_of_a_difference_is_that_of_the_arrays(order: str, size: int) -> None:
+    draws = np.random.default_rng(0)
+    now, before = (draws.normal(size=size).astype(np.float32) for _ in range(2))
+    shapes = (("a", (2, 3)), ("b", (size - 6,)))
+    untaken = aggregation.Difference(now, before, shapes)
+    arrays = untaken.taken()
+    model = {name: np.zeros_like(arrays[name]) for name in order}
     sums = [ExactSum(model, 2) for _ in range(2)]
-    sums[0].add(parts, 7)
-    sums[1].add({name: array.copy() for name, array in parts.items()}, 7)
-    for name, array in parts.items():
+    sums[0].add(untaken, 7)
+    sums[1].add(arrays, 7)
+    for name, array in arrays.items():
         assert (sums[0].totals[name] == sums[1].totals[name]).all()
         assert np.allclose(sums[0].mean()[name], array)
+    assert aggregation.norm(untaken) == aggregation.norm(arrays) > 0
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        ({"a": np.zeros((2, 3), np.float32)}, "unknown to the model: b"),
+        ({"a": np.zeros((3, 2), np.float32), "b": np.zeros(4, np.float32)}, "shape"),
+        ({"a": np.zeros((2, 3)), "b": np.zeros(4)}, "is float32, expected float64"),
+    ],
+)
+def test_a_difference_of_another_model_is_refused(
+    model: dict[str, np.ndarray], reason: str
+) -> None:
+    total = ExactSum(model, 1)
+    with pytest.raises(UpdateError, match=reason):
+        total.add(difference(np.ones(10, np.float32)), 1)
+    assert total.num_clients == 0
+    assert not any(array.any() for array in total.totals.values())
 
 
 def test_an_update_too_many_is_refused_and_leaves_the_sum_as_it_was() -> None:

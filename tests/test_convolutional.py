@@ -396,12 +396,42 @@ def test_sums_are_numpys_to_the_bit() -> None:
     large = np.float32([2.0**25, -(2.0**25), 2.0**-149, -0.0, 1e-3, -1 / 3])
     values = np.concatenate([halves, large])
     ours, numpys = (np.arange(len(values), dtype=np.int64) for _ in range(2))
-    assert kernels.add_fixed_point(ours, values, scale, BOUND) == 0
-    assert aggregation.NUMPY.add_fixed_point(numpys, values, scale, BOUND) == 0
+    assert kernels.add_fixed_point(ours, values, None, scale, BOUND) == 0
+    assert aggregation.NUMPY.add_fixed_point(numpys, values, None, scale, BOUND) == 0
     assert (ours == numpys).all()
     by_hand = np.zeros(4, np.int64)
-    kernels.add_fixed_point(by_hand, np.float32([0.5, 1.5, 2.5, -2.5]), 1.0, BOUND)
+    halves = np.float32([0.5, 1.5, 2.5, -2.5])
+    kernels.add_fixed_point(by_hand, halves, None, 1.0, BOUND)
     assert by_hand.tolist() == [0, 2, 2, -2]
+    kernels.add_fixed_point(by_hand, halves, np.float32([1, 0, -1, 0]), 1.0, BOUND)
+    assert by_hand.tolist() == [0, 4, 6, -4]
+
+
+def test_differences_are_summed_as_numpy_sums_them() -> None:
+    """To the bit: the difference is rounded to float32 first, as an array's is."""
+    draws = np.random.default_rng(0)
+    now, before = (draws.normal(size=70_001).astype(np.float32) for _ in range(2))
+    arrays = np.zeros((4, len(now)), np.int64)
+    for add, (untaken, taken) in zip(SUMMING, (arrays[:2], arrays[2:]), strict=True):
+        assert add(untaken, now, before, 7 * 2.0**36, BOUND) == 0
+        assert add(taken, now - before, None, 7 * 2.0**36, BOUND) == 0
+    assert arrays[0].any()
+    assert (arrays == arrays[0]).all()
+
+
+@pytest.mark.parametrize("squares", SQUARING)
+@pytest.mark.parametrize("size", [1, 15, 16, 257, 62_006])
+def test_squares_of_differences_are_those_of_arrays(
+    squares: Callable[..., np.ndarray], size: int
+) -> None:
+    """To the bit: so is a norm, whichever way an update goes."""
+    draws = np.random.default_rng(size)
+    now, before = (draws.normal(size=size).astype(np.float32) for _ in range(2))
+    ends = np.array([size // 3, size])
+    untaken = squares(now, before, ends)
+    assert untaken.tolist() == squares(now - before, None, ends).tolist()
+    expected = np.square(np.float64(now - before)).sum()
+    assert untaken.sum() == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("add", SUMMING)
@@ -414,20 +444,21 @@ def test_what_is_beyond_the_bound_is_counted_and_left_out(
     values[-len(odd) :] = odd
     before = np.arange(number, dtype=np.int64)
     totals = before.copy()
-    assert add(totals, values, 1000.0, 8000.0) == len(odd)
+    assert add(totals, values, None, 1000.0, 8000.0) == len(odd)
     assert (totals[-len(odd) :] == before[-len(odd) :]).all()
     rounded = np.rint(values[: -len(odd)].astype(np.float64) * 1000)
     assert (totals[: -len(odd)] - before[: -len(odd)] == rounded).all()
-    assert add(totals, values, -1000.0, 8000.0) == len(odd)
+    assert add(totals, values, None, -1000.0, 8000.0) == len(odd)
     assert (totals == before).all()
     just = np.float32([8, -8])
-    assert add(np.zeros(2, np.int64), just, 1000.0, 8000.0) == 0
+    assert add(np.zeros(2, np.int64), just, None, 1000.0, 8000.0) == 0
 
 
 @pytest.mark.parametrize("arithmetic", [KERNELS, aggregation.NUMPY])
 @pytest.mark.parametrize("odd", [np.nan, np.inf, 2.0**26])
+@pytest.mark.parametrize("taken", [True, False])
 def test_an_update_that_is_refused_leaves_the_sum_as_it_was(
-    arithmetic: aggregation.Arithmetic, odd: float
+    arithmetic: aggregation.Arithmetic, odd: float, *, taken: bool
 ) -> None:
     draws = np.random.default_rng(0)
     names = {"a": (300, 200), "b": (7,)}
@@ -440,8 +471,10 @@ def test_an_update_that_is_refused_leaves_the_sum_as_it_was(
         each.add(first, 3)
     bad = {name: array.copy() for name, array in second.items()}
     bad["b"][4] = odd
+    whole = np.concatenate([array.ravel() for array in bad.values()])
+    untaken = aggregation.Difference(whole, np.zeros_like(whole), tuple(names.items()))
     with pytest.raises(aggregation.UpdateError, match="'b'"):
-        total.add(bad, 5)
+        total.add(bad if taken else untaken, 5)
     assert (total.num_clients, total.weight) == (1, 3)
     for name, array in alone.totals.items():
         assert (total.totals[name] == array).all()
@@ -476,10 +509,10 @@ def test_squares_are_summed_up_in_double_precision(
 ) -> None:
     values = np.full(10**6, 1 / 3, np.float32)
     expected = float(np.float32(1 / 3)) ** 2 * 10**6
-    (found,) = squares(values, np.array([10**6]))
+    (found,) = squares(values, None, np.array([10**6]))
     assert found == pytest.approx(expected, rel=1e-12)
-    assert squares(np.zeros(0, np.float32), np.array([0])).tolist() == [0]
-    assert np.isnan(squares(np.float32([1, np.nan]), np.array([2]))).all()
+    assert squares(np.zeros(0, np.float32), None, np.array([0])).tolist() == [0]
+    assert np.isnan(squares(np.float32([1, np.nan]), None, np.array([2]))).all()
 
 
 @pytest.mark.parametrize("squares", SQUARING)
@@ -491,10 +524,10 @@ def test_squares_of_parts_are_those_of_the_arrays_alone(
     ends = np.array([1, 17, 17, 300, 4999, 5000])
     starts = [0, *ends[:-1]]
     alone = [
-        squares(values[start:end].copy(), np.array([end - start]))[0]
+        squares(values[start:end].copy(), None, np.array([end - start]))[0]
         for start, end in zip(starts, ends, strict=True)
     ]
-    assert squares(values, ends).tolist() == alone
+    assert squares(values, None, ends).tolist() == alone
 
 
 @pytest.mark.parametrize(

@@ -132,6 +132,44 @@ def test_a_superlink_for_simulations_forks_them(
     first = variables["PATH"].split(":")[0]
     assert (first == str(environment.warm_commands("simulation"))) is forks
     assert variables["PATH"].endswith(":/usr/bin")
+    simulates = "--simulation" in command
+    assert (variables.get(HOOK) == "fl_app.startup.without_inherited") is simulates
+
+
+HOOK = "RAY_RUNTIME_ENV_HOOK"
+
+
+def test_another_hook_for_ray_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "orig_argv", ["flower-superlink", "--simulation"])
+    variables = {"PATH": "/usr/bin", HOOK: "theirs.hook"}
+    startup.apply("/project", variables)
+    assert variables[HOOK] == "theirs.hook"
+
+
+@pytest.mark.parametrize(
+    ("asked", "left"),
+    [
+        ({"env_vars": {"PYTHONPATH": "/app"}}, {}),
+        ({"env_vars": {"PYTHONPATH": "/app"}, "pip": ["x"]}, {"pip": ["x"]}),
+        ({"env_vars": {"PYTHONPATH": "/b"}}, {"env_vars": {"PYTHONPATH": "/b"}}),
+        (
+            {"env_vars": {"PYTHONPATH": "/app", "MORE": "1"}},
+            {"env_vars": {"MORE": "1"}},
+        ),
+        ({}, {}),
+        (None, None),
+    ],
+)
+@pytest.mark.parametrize("cluster", [True, False])
+def test_rays_workers_are_told_what_they_do_not_inherit(
+    asked: Any, left: Any, monkeypatch: pytest.MonkeyPatch, *, cluster: bool
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", "/app")
+    monkeypatch.delenv("MORE", raising=False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if cluster:
+        monkeypatch.setenv("RAY_ADDRESS", "first.example.org:6379")
+    assert startup.without_inherited(asked) == (asked if cluster else left)
 
 
 def test_ports_differ_between_projects_and_flower_homes() -> None:

@@ -54,7 +54,7 @@ def test_tied_tensors_stay_tied() -> None:
     before = task.get_arrays(model)
     with torch.no_grad():
         model[0].weight += 1
-    changes = kept.changes().arrays
+    changes = kept.changes()
     assert (changes["1.weight"] == changes["0.weight"]).all()
     assert changes["0.weight"].mean() == pytest.approx(1)
     kept.restore()
@@ -83,7 +83,7 @@ def test_changes_are_the_same_in_one_piece_and_in_many(
     kept = resident.Snapshot(model)
     disturb(model)
     disturbed = task.get_arrays(model)
-    changes = kept.changes().arrays
+    changes = kept.changes()
     assert list(changes) == list(before)
     for array_name, array in before.items():
         assert np.array_equal(changes[array_name], disturbed[array_name] - array)
@@ -94,25 +94,42 @@ def test_changes_are_the_same_in_one_piece_and_in_many(
     assert all(np.array_equal(before[name], after[name]) for name in before)
 
 
-def test_changes_of_a_gathered_model_are_parts_of_one() -> None:
-    model = lenet()
+def usual(name: str) -> nn.Module:
+    """A model in one piece, each tensor in the usual order."""
+    model = models.build(name, (3, 32, 32), 10, seed=0)
     resident.gather(model)
+    return model
+
+
+@pytest.mark.parametrize("name", ["lenet", "mlp"])
+def test_a_difference_is_what_changes_are_and_none_of_it_is_copied(name: str) -> None:
+    model = usual(name)
     kept = resident.Snapshot(model)
+    difference = kept.difference
+    assert difference is kept.difference is not None
+    memory = next(model.parameters()).detach().numpy()
+    assert np.shares_memory(difference.now, memory)
+    assert not np.shares_memory(difference.before, memory)
     disturb(model)
-    arrays, whole = kept.changes()
-    assert whole is not None
-    assert len(np.unique(whole)) > 50
-    assert np.array_equal(whole, np.concatenate([a.ravel() for a in arrays.values()]))
-    assert all(np.shares_memory(whole, array) for array in arrays.values())
+    changes, taken = kept.changes(), difference.taken()
+    assert list(changes) == list(taken)
+    assert all(np.array_equal(changes[name], taken[name]) for name in changes)
+    assert len(np.unique(difference.now - difference.before)) > 50
+    kept.restore()
+    assert np.array_equal(difference.now, difference.before)
 
 
-def test_a_model_with_counters_is_not_in_one_piece() -> None:
-    model = models.build("improved-cnn", (1, 8, 8), 10, seed=0)
-    resident.gather(model)
-    assert resident.Snapshot(model).changes().whole is None
+def test_there_is_no_difference_where_tensors_lie_otherwise() -> None:
+    channels_last, apart = lenet(), models.build("mlp", (3, 32, 32), 10, seed=0)
+    resident.gather(channels_last)
+    tied = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    tied[1].weight = tied[0].weight
+    resident.gather(tied)
+    for model in (channels_last, apart, tied, usual("improved-cnn"), nn.Flatten()):
+        assert resident.Snapshot(model).difference is None
 
 
 def test_a_model_without_numbers_has_no_changes() -> None:
     kept = resident.Snapshot(nn.Flatten())
     kept.restore()
-    assert kept.changes().arrays == {}
+    assert kept.changes() == {}

@@ -328,7 +328,7 @@ def test_a_snapshot_brings_the_model_back() -> None:
     before = task.get_arrays(model)
     kept = task.Snapshot(model)
     train(model, examples(24))
-    after, changes = task.get_arrays(model), kept.changes().arrays
+    after, changes = task.get_arrays(model), kept.changes()
     assert [*changes] == [*before]
     for name, array in changes.items():
         assert np.array_equal(array, after[name] - before[name])
