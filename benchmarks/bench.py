@@ -4,8 +4,9 @@
     python -m benchmarks.bench --data-dir DIR --only "1,000 x 50"
 
 DIR holds mnist/ and cifar10/ as Parquet files. Each side of a case runs in processes of
-its own, one after the other, turn by turn; a figure is the median of a run's rounds
-after the first, without the server's evaluation, which is given beside. Writes
+its own, one after the other, turn by turn, the plain Flower app in the first turn alone
+(it takes half an hour of one). A figure is the median of the turns' rounds after their
+first, without the server's evaluation, which is given beside. Writes
 benchmarks/results.json and results.png.
 """
 
@@ -40,6 +41,8 @@ NAMES = {
     "pinned": "plain Flower, a core a client",
     "pfl": "pfl-research",
 }
+ONCE = ("plain", "pinned")
+"""What is far off from the others, and takes long."""
 console = Console()
 Found = dict[str, Any]
 
@@ -49,7 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-dir", required=True, help="holds mnist/ and cifar10/")
     parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--turns", type=int, default=1)
+    parser.add_argument("--turns", type=int, default=3)
     names = [*(case.name for case in CASES), *_REST]
     parser.add_argument("--only", nargs="*", choices=names)
     parser.add_argument("--sides", nargs="*", choices=list(NAMES))
@@ -160,8 +163,10 @@ def measure(
     found: dict[str, list[Found]] = {name: [] for name in sides}
     with tempfile.TemporaryDirectory() as folder:
         path = write(case, data_dir, rounds, Path(folder))
-        for _ in range(turns):
+        for turn in range(turns):
             for name in sides:
+                if turn and name in ONCE:
+                    continue
                 console.print(f"{case.name}: {NAMES[name]}", highlight=False)
                 found[name].append(run(name, path))
     return {name: joined(each) for name, each in found.items()}
@@ -169,8 +174,13 @@ def measure(
 
 def joined(runs: Sequence[Found]) -> Found:
     """Return the figures of one side."""
-    later = [seconds for each in runs for seconds in each["seconds"][1:]]
-    result: Found = {"seconds": round(median(later), 3), "rounds": len(later)}
+    later = [each["seconds"][1:] for each in runs]
+    rounds = [seconds for each in later for seconds in each]
+    result: Found = {
+        "seconds": round(median(rounds), 3),
+        "rounds": len(rounds),
+        "turns": [round(median(each), 3) for each in later],
+    }
     for name in ("evaluation_seconds", "startup_seconds", "first_round_seconds"):
         values = [each[name] for each in runs if name in each]
         flat = [v for value in values for v in (value if _many(value) else [value])]

@@ -223,7 +223,7 @@ class Alone:
                 continue
             work = ClientWork(self._space, self.models[client], round, {}, inf)
             update, row = work.train(client, steps=number)
-            moved = aggregation.apply_mean(work.base, aggregation.taken(update))
+            moved = aggregation.apply_mean(work.base, update)
             if work.pooled:
                 moved = aggregation.from_moments(moved)
             self.models[client] = moved

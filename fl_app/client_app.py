@@ -122,9 +122,8 @@ def _train_and_validate(message: Message, context: Context, deadline: float) -> 
             update, row = result()
             if single:
                 examples = int(row[wire.NUM_EXAMPLES])
-                arrays = aggregation.taken(update)
-                aggregation.check_update(arrays, work.summed, examples)
-                updates[client] = arrays
+                aggregation.check_update(update, work.summed, examples)
+                updates[client] = dict(update)
             else:
                 total.add(update, int(row[wire.NUM_EXAMPLES]))
             trained.append(row)

@@ -1,7 +1,7 @@
 """One round's work on single clients."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import islice
@@ -12,7 +12,6 @@ import strategies
 from fl_app.client_states import ClientStates
 from fl_app.workspace import Workspace, examples_of
 from strategies import aggregation, wire
-from strategies.aggregation import Update
 from strategies.algorithm import Algorithm
 from strategies.interfaces import Memory, Term
 from strategies.randomness import keyed_seed
@@ -25,9 +24,11 @@ if TYPE_CHECKING:
     from fl_app.together import Train
 
 Row = dict[str, float]
+Update = MutableMapping[str, Any]
+"""Arrays by name. Until it is looked at, summed or copied, nothing else may be done
+with the node's model: see `aggregation.Difference`."""
 Trained = tuple[Update, Row]
-"""A client's update and its metrics. Another client's training may change the update
-where it is not `taken` yet."""
+"""A client's update and its metrics."""
 
 
 class Memories:
@@ -174,6 +175,8 @@ class ClientWork:
     ) -> Iterator[tuple[int, Callable[[], Trained]]]:
         """Yield each client, and what returns or raises what `train` does of it.
 
+        One client's update is to be done with before the next one is asked for.
+
         Args:
             jobs: clients' ids, and the local epochs that they manage; None for all.
         """
@@ -212,7 +215,7 @@ class ClientWork:
         from fl_app import task
 
         if start is not None and not self.pooled:
-            return start.difference or start.changes()
+            return start.changes()
         local = task.get_arrays(model)
         local = aggregation.to_moments(local) if self.pooled else local
         return aggregation.subtract(local, self.base)
@@ -275,10 +278,10 @@ class ClientWork:
         metrics = strategy.client_train(model, training, self.options, memory)
         update = self._update(model, start_model)
         if strategy.client_update is not Algorithm.client_update:
-            update = aggregation.taken(update)
+            update = dict(update)
             update = strategy.client_update(update, metrics, self.options, memory)
         if memory.sent:
-            update = aggregation.taken(update)
+            update = dict(update)
             update |= {aggregation.BESIDE + name: a for name, a in memory.sent.items()}
         self._memories.keep(client, self.round, memory)
         row = {

@@ -75,9 +75,11 @@ class Convolution:
             gradient.contiguous().numpy(),
             *(of_weights, of_bias.numpy(), of_inputs.numpy()),
         )
-        # In memory as the parameter lies, which the optimiser's step relies on.
-        in_place = torch.empty_like(self._weight)
-        self._weight.grad = in_place.copy_(torch.from_numpy(of_weights))
+        by_weights = torch.from_numpy(of_weights)
+        if not self._weight.is_contiguous():
+            # In memory as the parameter lies, which the optimiser's step relies on.
+            by_weights = torch.empty_like(self._weight).copy_(by_weights)
+        self._weight.grad = by_weights
         self._bias.grad = of_bias
         return of_inputs
 

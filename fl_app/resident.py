@@ -4,15 +4,14 @@ For clients of a few examples that takes as long as a step if it is done tensor 
 tensor, so a model's tensors are moved into one piece of memory.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from functools import cached_property
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from strategies.aggregation import Difference
+from strategies.aggregation import Difference, Layout
 
 _Array = np.ndarray[Any, Any]
 
@@ -82,6 +81,16 @@ class Snapshot:
         self._rest = list(rest)
         self._tensors = list(rest.values())
         self._kept = [tensor.clone() for tensor in self._tensors]
+        self._layout = self._layout_of_all()
+
+    def _layout_of_all(self) -> Layout | None:
+        """Return how all tensors lie in one; None unless they do so, as arrays do."""
+        whole = self._whole
+        if whole is None or self._tensors or whole.device.type != "cpu":
+            return None
+        if any(channels_last for *_, channels_last in self._parts):
+            return None
+        return Layout({name: shape for name, _, shape, _ in self._parts})
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -91,23 +100,19 @@ class Snapshot:
         if self._tensors:
             torch._foreach_copy_(self._tensors, self._kept)
 
-    @cached_property
-    def difference(self) -> Difference | None:
-        """What the model is now, less the kept state, not taken yet.
+    def changes(self) -> MutableMapping[str, _Array]:
+        """Return the model's present state less the kept one.
 
-        None unless all of its tensors lie in one on the CPU, in the usual order each.
+        Where all of the model's tensors lie in one on the CPU, each in the usual order,
+        that is a `Difference`, which must be used before the model changes again.
         """
-        whole, kept = self._whole, self._kept_whole
-        if whole is None or kept is None or self._tensors or whole.device.type != "cpu":
-            return None
-        if any(channels_last for *_, channels_last in self._parts):
-            return None
-        shapes = tuple((name, shape) for name, _, shape, _ in self._parts)
-        return Difference(whole.numpy(), kept.numpy(), shapes)
+        if self._layout is None or self._whole is None or self._kept_whole is None:
+            return self._taken()
+        return Difference(self._whole.numpy(), self._kept_whole.numpy(), self._layout)
 
     @torch.no_grad()
-    def changes(self) -> dict[str, _Array]:
-        """Return the model's present state less the kept one, as new arrays."""
+    def _taken(self) -> dict[str, _Array]:
+        """Return the changes as new arrays."""
         found: dict[str, _Array] = {}
         if self._whole is not None and self._kept_whole is not None:
             found = self._divided((self._whole - self._kept_whole).cpu().numpy())

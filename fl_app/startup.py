@@ -46,16 +46,22 @@ def apply(project: str, environment: MutableMapping[str, str] = os.environ) -> N
     environment["PATH"] = os.pathsep.join(path)
 
 
-def without_inherited(runtime_env: dict[str, object]) -> dict[str, object]:
+def without_inherited(
+    runtime_env: dict[str, object] | None,
+) -> dict[str, object] | None:
     """Return the environment of Ray's workers without variables that they inherit.
 
     Flower asks for a PYTHONPATH that is already its own process's, and so that of all
-    that Ray starts on this machine. For an environment that differs, Ray first starts a
+    that Ray is about to start. For an environment that differs, Ray first starts a
     Python for each worker which imports all of Ray and then makes way for the worker.
-    Other machines, of a cluster in RAY_ADDRESS, inherit nothing.
+    A Ray that is up already inherits nothing: the cluster in RAY_ADDRESS, or else the
+    one that `ray start` noted on this machine.
     """
+    from ray._private import utils  # no public function says so
+
+    running = os.environ.get("RAY_ADDRESS") or utils.read_ray_address()
     asked = (runtime_env or {}).get("env_vars")
-    if not isinstance(asked, dict) or os.environ.get("RAY_ADDRESS"):
+    if running or runtime_env is None or not isinstance(asked, dict):
         return runtime_env
     left = {name: value for name, value in runtime_env.items() if name != "env_vars"}
     others = {n: value for n, value in asked.items() if os.environ.get(n) != value}

@@ -313,9 +313,9 @@ def set_arrays(model: nn.Module, arrays: Mapping[str, np.ndarray[Any, Any]]) -> 
 def place(model: nn.Module) -> nn.Module:
     """Return the model on the device this process was given.
 
-    In one piece of memory where `resident` can do that, and channels-last, which
-    PyTorch's convolutions are fastest with. The device is a GPU if the process sees
-    one, else the CPU.
+    In one piece of memory where `resident` can do that; channels-last, which PyTorch's
+    convolutions are fastest with, but for chains that `convolutional` can compute. The
+    device is a GPU if the process sees one, else the CPU.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cuda":  # convolutions that give the same bits each time

@@ -10,11 +10,10 @@ the same bits. The rounding moves the mean by less than 2^-37 / min n_k, far bel
 the spacing of float32 weights.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from math import fsum, prod, sqrt
-from typing import Any, TypeAlias
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -89,55 +88,77 @@ def _check_layout(
             )
 
 
-@dataclass(frozen=True)
-class Difference:
-    """An update that nobody has taken yet: what a model is now, less what it was.
+class Layout:
+    """How arrays lie in one: one after the other, each in the usual order."""
 
-    A sum and a norm need no arrays of their own for it. It tells of the model's present
-    values each time, so it is to be used, or `taken`, before these change again.
-    """
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Take their names and shapes, in their order."""
+        self.shapes = tuple(shapes.items())
+        self.ends = np.cumsum([prod(s) for s in shapes.values()], dtype=np.int64)
+        """Where each array ends, (k,)."""
+        self.size = int(self.ends[-1]) if self.shapes else 0
 
-    now: _Array
-    """All of the model's values (n,), float32, one after the other."""
-    before: _Array
-    """Likewise, as they were."""
-    shapes: tuple[tuple[str, tuple[int, ...]], ...]
-    """Names and shapes of the model's arrays, in the order in which they lie there."""
-
-    def __post_init__(self) -> None:
-        """Raises: ValueError: the values are not as many as the shapes need."""
-        for values in (self.now, self.before):  # compiled code relies on it
-            if values.dtype != np.float32 or values.shape != (sum(self.sizes),):
-                raise ValueError(
-                    f"{sum(self.sizes)} float32 values are needed, got "
-                    f"{values.dtype} {values.shape}"
-                )
-
-    @property
-    def sizes(self) -> list[int]:
-        """Numbers of values of the arrays."""
-        return [prod(shape) for _, shape in self.shapes]
-
-    @cached_property
-    def ends(self) -> _Array:
-        """Where each array ends in the values, (k,) int64."""
-        return np.cumsum(self.sizes, dtype=np.int64)
-
-    def taken(self) -> Arrays:
-        """Return it as new arrays, parts of one."""
-        parts = np.split(self.now - self.before, self.ends[:-1])
+    def divide(self, whole: _Array) -> Arrays:
+        """Return the arrays as views of what they lie in, (size,)."""
+        parts = np.split(whole, self.ends[:-1])
         return {
             name: part.reshape(shape)
             for (name, shape), part in zip(self.shapes, parts, strict=True)
         }
 
 
-Update: TypeAlias = Arrays | Difference
+class Difference(MutableMapping[str, _Array]):
+    """An update that is made when it is looked at: a model now, less what it was.
 
+    `ExactSum` and `norm` do without its arrays. Until one is looked at it tells of the
+    model's present values, so it must be looked at, summed or copied (by `dict`) before
+    the model is used for something else.
+    """
 
-def taken(update: Update) -> Arrays:
-    """Return the update as arrays, which stay as they are."""
-    return update.taken() if isinstance(update, Difference) else update
+    def __init__(self, now: _Array, before: _Array, layout: Layout) -> None:
+        """Take the model's memory.
+
+        Args:
+            now: all of the model's values (n,), float32.
+            before: likewise, as they were.
+            layout: how its arrays lie in either.
+
+        Raises:
+            ValueError: the values are not as many as the layout's, or not float32.
+        """
+        for values in (now, before):  # compiled code relies on it
+            if values.dtype != np.float32 or values.shape != (layout.size,):
+                raise ValueError(
+                    f"{layout.size} float32 values are needed, got {values.dtype} "
+                    f"{values.shape}"
+                )
+        self.now, self.before, self.layout = now, before, layout
+        self._made: Arrays | None = None
+
+    @property
+    def is_made(self) -> bool:
+        """Whether it has been looked at, and so may have been changed."""
+        return self._made is not None
+
+    def _arrays(self) -> Arrays:
+        if self._made is None:
+            self._made = self.layout.divide(self.now - self.before)
+        return self._made
+
+    def __getitem__(self, name: str) -> _Array:
+        return self._arrays()[name]
+
+    def __setitem__(self, name: str, array: _Array) -> None:
+        self._arrays()[name] = array
+
+    def __delitem__(self, name: str) -> None:
+        del self._arrays()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays())
+
+    def __len__(self) -> int:
+        return len(self._arrays())
 
 
 @dataclass(frozen=True)
@@ -194,20 +215,22 @@ class ExactSum:
             if all(array.dtype == np.float32 for array in model.values())
             else None
         )
-        """Of a `Difference` that can be added as it lies; None if none can."""
+        """Of a `Difference` that can be added without being made; None if none can."""
         start = 0
         for name in self._floats:
             end = start + model[name].size
             self._totals[name] = self._flat[start:end].reshape(model[name].shape)
             start = end
         self._limit = (2**63 - 1) // cohort_size  # of one client's summands
+        # As a float it is rounded up to 2^k; half of it is surely within the range.
+        self._bound = self._limit / 2
         self._cohort_size = cohort_size
         self.num_clients = 0
         """Number of clients whose updates are in the sum."""
         self.weight = 0
         """Sum of their weights (numbers of examples)."""
 
-    def add(self, update: Mapping[str, _Array] | Difference, weight: int) -> None:
+    def add(self, update: Mapping[str, _Array], weight: int) -> None:
         """Add one client's update; all of it or, on an error, nothing.
 
         Raises:
@@ -215,45 +238,46 @@ class ExactSum:
                 summed exactly.
         """
         check_weight(weight)
-        if isinstance(update, Difference) and update.shapes != self._shapes:
-            update = update.taken()  # it lies otherwise, or does not fit the model
         products: Arrays = {}
-        if not isinstance(update, Difference):
+        less: _Array | None = None
+        if (
+            isinstance(update, Difference)
+            and not update.is_made
+            and update.layout.shapes == self._shapes
+        ):
+            values, less = update.now, update.before
+        else:
             _check_layout(update, self._model, dtype=None)
+            values = _one_after_the_other(update, self._floats)
             products = {
                 name: _product(name, array, weight, self._limit)
                 for name, array in update.items()
                 if array.dtype.kind != "f"
             }
         self._check_room(1)
-        self._add_floats(update, weight)
+        if self._add_floats(values, less, weight):
+            self._refuse(update, weight)
         self._accumulate(products, weight, 1)
 
-    def _add_floats(
-        self, update: Mapping[str, _Array] | Difference, weight: int
-    ) -> None:
-        """Add weight times the float arrays, in one pass; all of them or nothing.
+    def _add_floats(self, values: _Array, less: _Array | None, weight: int) -> int:
+        """Add weight * (values - less) in one pass; return how many are out of range.
 
-        What is done once for all of them costs small ones less.
+        If any is, nothing is added. What is done once for all arrays costs small ones
+        less.
         """
-        less: _Array | None = None
-        if isinstance(update, Difference):
-            values, less = update.now, update.before
-        else:
-            values = _one_after_the_other(update, self._floats)
         add, scale = self._arithmetic.add_fixed_point, weight * _SCALE
-        # A float limit is rounded up to 2^k; half of it is surely within the range.
-        bound = self._limit / 2
-        if add(self._flat, values, less, scale, bound):
-            # Takes out what was added: exactly so.
-            add(self._flat, values, less, -scale, bound)
-            if isinstance(update, Difference):
-                update = update.taken()
-            for name in self._floats:
-                _check_finite(name, update[name])
-                if not _in_range(update[name], scale, bound):
-                    raise UpdateError(f"{name!r} is {_TOO_LARGE}")
-            raise UpdateError(f"it is {_TOO_LARGE}")
+        beyond = add(self._flat, values, less, scale, self._bound)
+        if beyond:  # takes out what was added: exactly so
+            add(self._flat, values, less, -scale, self._bound)
+        return beyond
+
+    def _refuse(self, update: Mapping[str, _Array], weight: int) -> NoReturn:
+        """Raise an `UpdateError` that names the array that cannot be added."""
+        for name in self._floats:
+            _check_finite(name, update[name])
+            if not _in_range(update[name], weight * _SCALE, self._bound):
+                raise UpdateError(f"{name!r} is {_TOO_LARGE}")
+        raise UpdateError(f"it is {_TOO_LARGE}")
 
     def add_partial(
         self, totals: Mapping[str, _Array], weight: int, num_clients: int
@@ -348,7 +372,10 @@ def _add_fixed_point(
 
 def _sums_of_squares(values: _Array, less: _Array | None, ends: _Array) -> _Array:
     """See `Arithmetic`. Not scalar products, whose last bits depend on the threads."""
-    parts = np.split(values if less is None else values - less, ends[:-1])
+    parts = np.split(values, ends[:-1])
+    if less is not None:
+        others = np.split(less, ends[:-1])
+        parts = [part - other for part, other in zip(parts, others, strict=True)]
     return np.array([np.square(part, dtype=np.float64).sum() for part in parts])
 
 
@@ -401,16 +428,14 @@ def beside_of(arrays: Mapping[str, _Array]) -> Arrays:
     }
 
 
-def norm(
-    update: Mapping[str, _Array] | Difference, arithmetic: Arithmetic = NUMPY
-) -> float:
+def norm(update: Mapping[str, _Array], arithmetic: Arithmetic = NUMPY) -> float:
     """Return the Euclidean norm over all float arrays, accumulated in float64.
 
     What travels beside the update does not count, nor does the arrays' order.
     """
-    if isinstance(update, Difference):
-        now, before = update.now, update.before
-        return sqrt(fsum(arithmetic.sums_of_squares(now, before, update.ends)))
+    if isinstance(update, Difference) and not update.is_made:
+        ends = update.layout.ends
+        return sqrt(fsum(arithmetic.sums_of_squares(update.now, update.before, ends)))
     squares = (
         arithmetic.sums_of_squares(np.ravel(array), None, np.array([array.size]))[0]
         for name, array in update.items()

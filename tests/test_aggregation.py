@@ -214,30 +214,43 @@ def test_the_norm_does_not_depend_on_the_order_of_arrays() -> None:
     assert aggregation.norm({}) == aggregation.norm({"n": np.zeros(0)}) == 0
 
 
-AB = (("a", (2, 3)), ("b", (4,)))
+AB = aggregation.Layout({"a": (2, 3), "b": (4,)})
 
 
-def difference(
-    now: np.ndarray, before: np.ndarray | None = None
-) -> aggregation.Difference:
-    """Of a model of 2 x 3 values and four others."""
-    return aggregation.Difference(
-        now, np.zeros_like(now) if before is None else before, AB
-    )
-
-
-def test_what_is_taken_of_a_difference_stays() -> None:
+def two_models(size: int = 10) -> tuple[np.ndarray, np.ndarray]:
     draws = np.random.default_rng(0)
-    now, before = (draws.normal(size=10).astype(np.float32) for _ in range(2))
-    untaken = difference(now, before)
-    arrays = aggregation.taken(untaken)
-    assert [(name, array.shape) for name, array in arrays.items()] == [*AB]
-    whole = np.concatenate([array.ravel() for array in arrays.values()])
-    assert (whole == now - before).all()
+    now, before = (draws.normal(size=size).astype(np.float32) for _ in range(2))
+    return now, before
+
+
+def test_a_difference_is_made_when_it_is_looked_at_and_stays() -> None:
+    now, before = two_models()
+    difference = aggregation.Difference(now, before, AB)
+    assert not difference.is_made
+    arrays = dict(difference)
+    assert difference.is_made
+    assert [(name, array.shape) for name, array in arrays.items()] == [*AB.shapes]
+    expected = now - before
     now[:] = before
-    assert (whole == np.concatenate([a.ravel() for a in arrays.values()])).all()
-    assert not aggregation.taken(untaken)["a"].any()
-    assert aggregation.taken(arrays) is arrays
+    for found in (arrays, difference):
+        whole = np.concatenate([array.ravel() for array in found.values()])
+        assert (whole == expected).all()
+    assert not aggregation.Difference(now, before, AB)["a"].any()
+
+
+def test_a_difference_that_was_changed_counts_as_it_is() -> None:
+    now, before = two_models()
+    difference = aggregation.Difference(now, before, AB)
+    difference["b"] = np.full(4, 2, np.float32)
+    total = ExactSum({name: np.zeros_like(difference[name]) for name in "ab"}, 1)
+    total.add(difference, 3)
+    assert (total.mean()["b"] == 2).all()
+    assert np.allclose(total.mean()["a"].ravel(), (now - before)[:6])
+    difference["a"] = np.zeros((2, 3), np.float32)
+    assert aggregation.norm(difference) == 4
+    del difference["b"]
+    assert list(difference) == ["a"]
+    assert len(difference) == 1
 
 
 @pytest.mark.parametrize(
@@ -251,25 +264,26 @@ def test_a_difference_of_other_values_is_refused(
     both = [np.zeros(10, np.float32) for _ in range(2)]
     both[which] = values
     with pytest.raises(ValueError, match="10 float32 values are needed"):
-        difference(*both)
+        aggregation.Difference(both[0], both[1], AB)
 
 
 @pytest.mark.parametrize("order", ["ab", "ba"])
 @pytest.mark.parametrize("size", [10, 100_000])
 def test_a_sum_of_a_difference_is_that_of_the_arrays(order: str, size: int) -> None:
-    draws = np.random.default_rng(0)
-    now, before = (draws.normal(size=size).astype(np.float32) for _ in range(2))
-    shapes = (("a", (2, 3)), ("b", (size - 6,)))
-    untaken = aggregation.Difference(now, before, shapes)
-    arrays = untaken.taken()
+    now, before = two_models(size)
+    layout = aggregation.Layout({"a": (2, 3), "b": (size - 6,)})
+    difference = aggregation.Difference(now, before, layout)
+    arrays = layout.divide(now - before)
     model = {name: np.zeros_like(arrays[name]) for name in order}
     sums = [ExactSum(model, 2) for _ in range(2)]
-    sums[0].add(untaken, 7)
+    norm = aggregation.norm(difference)
+    sums[0].add(difference, 7)
+    assert difference.is_made is (order == "ba")
     sums[1].add(arrays, 7)
     for name, array in arrays.items():
         assert (sums[0].totals[name] == sums[1].totals[name]).all()
         assert np.allclose(sums[0].mean()[name], array)
-    assert aggregation.norm(untaken) == aggregation.norm(arrays) > 0
+    assert norm == aggregation.norm(arrays) > 0
 
 
 @pytest.mark.parametrize(
@@ -285,7 +299,7 @@ def test_a_difference_of_another_model_is_refused(
 ) -> None:
     total = ExactSum(model, 1)
     with pytest.raises(UpdateError, match=reason):
-        total.add(difference(np.ones(10, np.float32)), 1)
+        total.add(aggregation.Difference(*two_models(), AB), 1)
     assert total.num_clients == 0
     assert not any(array.any() for array in total.totals.values())
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fl_app import convolutional, gradients, kernels, models, task
+from fl_app import convolutional, gradients, kernels, models, optim, task
 from fl_app.batches import LAYOUT, Batches, Examples, Normalisation, to_images_last
 from fl_app.client_work import ClientWork
 from fl_app.data.augment import rotate_shift
@@ -76,6 +76,29 @@ def test_loss_and_gradient_are_those_of_differentiation_in_double_precision(
     ours = found(way, model, (inputs, targets))
     reference = gradients.automatic(exact, "float32")
     assert_near(ours, found(reference, exact, (inputs.double(), targets)))
+
+
+def test_a_model_whose_channels_lie_last_is_trained_to_the_same_bits() -> None:
+    """And its gradients lie as it does, which the optimiser's step relies on."""
+    shape = (3, 32, 32)
+    usual = lenet(shape)
+    last = models.build("lenet", shape, 10, seed=0).to(memory_format=LAYOUT)  # type: ignore[call-overload]
+    assert usual[0].weight.is_contiguous()
+    assert not last[0].weight.is_contiguous()
+    for model in (usual, last):
+        way = gradients.backpropagation(model, "float32")
+        assert isinstance(way, convolutional.Network)
+        step = optim.sgd(
+            model.parameters(), learning_rate=0.1, momentum=0.9, weight_decay=0.0
+        )
+        for _ in range(3):
+            way(*batch(shape, 8))
+            step()
+        for parameter in model.parameters():
+            assert parameter.grad is not None
+            assert parameter.grad.stride() == parameter.stride()
+    for one, other in zip(usual.parameters(), last.parameters(), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_where_the_largest_are_equal_the_first_takes_the_gradient() -> None:
@@ -424,12 +447,11 @@ def test_differences_are_summed_as_numpy_sums_them() -> None:
 def test_squares_of_differences_are_those_of_arrays(
     squares: Callable[..., np.ndarray], size: int
 ) -> None:
-    """To the bit: so is a norm, whichever way an update goes."""
     draws = np.random.default_rng(size)
     now, before = (draws.normal(size=size).astype(np.float32) for _ in range(2))
     ends = np.array([size // 3, size])
     untaken = squares(now, before, ends)
-    assert untaken.tolist() == squares(now - before, None, ends).tolist()
+    assert untaken == pytest.approx(squares(now - before, None, ends), rel=1e-12)
     expected = np.square(np.float64(now - before)).sum()
     assert untaken.sum() == pytest.approx(expected, rel=1e-12)
 
@@ -456,9 +478,9 @@ def test_what_is_beyond_the_bound_is_counted_and_left_out(
 
 @pytest.mark.parametrize("arithmetic", [KERNELS, aggregation.NUMPY])
 @pytest.mark.parametrize("odd", [np.nan, np.inf, 2.0**26])
-@pytest.mark.parametrize("taken", [True, False])
+@pytest.mark.parametrize("made", [True, False])
 def test_an_update_that_is_refused_leaves_the_sum_as_it_was(
-    arithmetic: aggregation.Arithmetic, odd: float, *, taken: bool
+    arithmetic: aggregation.Arithmetic, odd: float, *, made: bool
 ) -> None:
     draws = np.random.default_rng(0)
     names = {"a": (300, 200), "b": (7,)}
@@ -471,10 +493,11 @@ def test_an_update_that_is_refused_leaves_the_sum_as_it_was(
         each.add(first, 3)
     bad = {name: array.copy() for name, array in second.items()}
     bad["b"][4] = odd
-    whole = np.concatenate([array.ravel() for array in bad.values()])
-    untaken = aggregation.Difference(whole, np.zeros_like(whole), tuple(names.items()))
+    layout = aggregation.Layout(names)
+    before = draws.normal(size=layout.size).astype("f4")
+    now = before + np.concatenate([array.ravel() for array in bad.values()])
     with pytest.raises(aggregation.UpdateError, match="'b'"):
-        total.add(bad if taken else untaken, 5)
+        total.add(bad if made else aggregation.Difference(now, before, layout), 5)
     assert (total.num_clients, total.weight) == (1, 3)
     for name, array in alone.totals.items():
         assert (total.totals[name] == array).all()

@@ -160,16 +160,34 @@ def test_another_hook_for_ray_stays(monkeypatch: pytest.MonkeyPatch) -> None:
         (None, None),
     ],
 )
-@pytest.mark.parametrize("cluster", [True, False])
+@pytest.mark.parametrize("running", ["", "cluster", "noted"])
 def test_rays_workers_are_told_what_they_do_not_inherit(
-    asked: Any, left: Any, monkeypatch: pytest.MonkeyPatch, *, cluster: bool
+    asked: Any,
+    left: Any,
+    running: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", "/app")
     monkeypatch.delenv("MORE", raising=False)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    if cluster:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    if running == "cluster":
         monkeypatch.setenv("RAY_ADDRESS", "first.example.org:6379")
-    assert startup.without_inherited(asked) == (asked if cluster else left)
+    if running == "noted":
+        note = tmp_path / "ray" / "ray_current_cluster"
+        note.parent.mkdir()
+        note.write_text("127.0.0.1:6379\n")
+    assert startup.without_inherited(asked) == (asked if running else left)
+
+
+def test_ray_calls_the_hook_that_is_installed() -> None:
+    from ray._common.utils import load_class
+    from ray._private import ray_constants
+
+    assert ray_constants.RAY_RUNTIME_ENV_HOOK == HOOK
+    name = f"{environment._HOOK}.{startup.without_inherited.__name__}"
+    assert load_class(name)({"env_vars": {"MORE": "1"}}) == {"env_vars": {"MORE": "1"}}
 
 
 def test_ports_differ_between_projects_and_flower_homes() -> None:

@@ -5,6 +5,7 @@ from torch import nn
 
 from fl_app import models, resident, task
 from fl_app.batches import LAYOUT
+from strategies.aggregation import Difference
 
 
 def lenet() -> nn.Module:
@@ -102,31 +103,36 @@ def usual(name: str) -> nn.Module:
 
 
 @pytest.mark.parametrize("name", ["lenet", "mlp"])
-def test_a_difference_is_what_changes_are_and_none_of_it_is_copied(name: str) -> None:
-    model = usual(name)
+def test_changes_of_a_model_in_one_piece_are_not_made_ahead(name: str) -> None:
+    model = task.place(models.build(name, (3, 32, 32), 10, seed=0))
     kept = resident.Snapshot(model)
-    difference = kept.difference
-    assert difference is kept.difference is not None
+    disturb(model)
+    difference = kept.changes()
+    assert isinstance(difference, Difference)
     memory = next(model.parameters()).detach().numpy()
     assert np.shares_memory(difference.now, memory)
     assert not np.shares_memory(difference.before, memory)
-    disturb(model)
-    changes, taken = kept.changes(), difference.taken()
-    assert list(changes) == list(taken)
-    assert all(np.array_equal(changes[name], taken[name]) for name in changes)
     assert len(np.unique(difference.now - difference.before)) > 50
+    again = kept.changes()
+    disturbed, names = dict(difference), list(model.state_dict())
     kept.restore()
-    assert np.array_equal(difference.now, difference.before)
+    assert list(disturbed) == names
+    assert all(disturbed[name].any() and not again[name].any() for name in names)
 
 
-def test_there_is_no_difference_where_tensors_lie_otherwise() -> None:
+def test_changes_are_made_at_once_where_tensors_lie_otherwise() -> None:
     channels_last, apart = lenet(), models.build("mlp", (3, 32, 32), 10, seed=0)
     resident.gather(channels_last)
     tied = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     tied[1].weight = tied[0].weight
     resident.gather(tied)
     for model in (channels_last, apart, tied, usual("improved-cnn"), nn.Flatten()):
-        assert resident.Snapshot(model).difference is None
+        assert isinstance(resident.Snapshot(model).changes(), dict)
+
+
+def test_nothing_is_read_from_another_device_ahead() -> None:
+    kept = resident.Snapshot(nn.Linear(2, 3, bias=False).to("meta"))
+    assert kept._layout is None
 
 
 def test_a_model_without_numbers_has_no_changes() -> None:
