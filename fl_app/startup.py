@@ -57,9 +57,10 @@ def without_inherited(
     A Ray that is up already inherits nothing: the cluster in RAY_ADDRESS, or else the
     one that `ray start` noted on this machine.
     """
-    from ray._private import utils  # no public function says so
+    from ray._private import utils  # no public function says where a Ray is up
 
-    running = os.environ.get("RAY_ADDRESS") or utils.read_ray_address()
+    noted = getattr(utils, "read_ray_address", lambda: "perhaps")
+    running = os.environ.get("RAY_ADDRESS") or noted()
     asked = (runtime_env or {}).get("env_vars")
     if running or runtime_env is None or not isinstance(asked, dict):
         return runtime_env

@@ -181,6 +181,18 @@ def test_rays_workers_are_told_what_they_do_not_inherit(
     assert startup.without_inherited(asked) == (asked if running else left)
 
 
+def test_where_ray_does_not_say_whether_it_is_up_nothing_is_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from ray._private import utils
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("PYTHONPATH", "/app")
+    monkeypatch.delattr(utils, "read_ray_address")
+    asked: dict[str, object] = {"env_vars": {"PYTHONPATH": "/app"}}
+    assert startup.without_inherited(asked) == asked
+
+
 def test_ray_calls_the_hook_that_is_installed() -> None:
     from ray._common.utils import load_class
     from ray._private import ray_constants
