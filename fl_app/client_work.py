@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Row = dict[str, float]
 Update = MutableMapping[str, Any]
 """Arrays by name. Until it is looked at, summed or copied, nothing else may be done
-with the node's model: see `aggregation.Difference`."""
+with the node's model: see `difference.Difference`."""
 Trained = tuple[Update, Row]
 """A client's update and its metrics."""
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from strategies.aggregation import Difference, Layout
+from strategies.difference import Difference, Layout
 
 _Array = np.ndarray[Any, Any]
 

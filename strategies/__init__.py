@@ -17,6 +17,7 @@ _SUPPORT = {
     *(
         "aggregation",
         "algorithm",
+        "difference",
         "federation",
         "interfaces",
         "known_states",

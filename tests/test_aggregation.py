@@ -8,6 +8,7 @@ from hypothesis.extra import numpy as hnp
 
 from strategies import aggregation
 from strategies.aggregation import ExactSum, UpdateError
+from strategies.difference import Difference, Layout
 
 FLOATS = {"w": np.zeros(3, np.float32)}
 
@@ -214,7 +215,7 @@ def test_the_norm_does_not_depend_on_the_order_of_arrays() -> None:
     assert aggregation.norm({}) == aggregation.norm({"n": np.zeros(0)}) == 0
 
 
-AB = aggregation.Layout({"a": (2, 3), "b": (4,)})
+AB = Layout({"a": (2, 3), "b": (4,)})
 
 
 def two_models(size: int = 10) -> tuple[np.ndarray, np.ndarray]:
@@ -225,7 +226,7 @@ def two_models(size: int = 10) -> tuple[np.ndarray, np.ndarray]:
 
 def test_a_difference_is_made_when_it_is_looked_at_and_stays() -> None:
     now, before = two_models()
-    difference = aggregation.Difference(now, before, AB)
+    difference = Difference(now, before, AB)
     assert not difference.is_made
     arrays = dict(difference)
     assert difference.is_made
@@ -235,12 +236,12 @@ def test_a_difference_is_made_when_it_is_looked_at_and_stays() -> None:
     for found in (arrays, difference):
         whole = np.concatenate([array.ravel() for array in found.values()])
         assert (whole == expected).all()
-    assert not aggregation.Difference(now, before, AB)["a"].any()
+    assert not Difference(now, before, AB)["a"].any()
 
 
 def test_a_difference_that_was_changed_counts_as_it_is() -> None:
     now, before = two_models()
-    difference = aggregation.Difference(now, before, AB)
+    difference = Difference(now, before, AB)
     difference["b"] = np.full(4, 2, np.float32)
     total = ExactSum({name: np.zeros_like(difference[name]) for name in "ab"}, 1)
     total.add(difference, 3)
@@ -264,15 +265,15 @@ def test_a_difference_of_other_values_is_refused(
     both = [np.zeros(10, np.float32) for _ in range(2)]
     both[which] = values
     with pytest.raises(ValueError, match="10 float32 values are needed"):
-        aggregation.Difference(both[0], both[1], AB)
+        Difference(both[0], both[1], AB)
 
 
 @pytest.mark.parametrize("order", ["ab", "ba"])
 @pytest.mark.parametrize("size", [10, 100_000])
 def test_a_sum_of_a_difference_is_that_of_the_arrays(order: str, size: int) -> None:
     now, before = two_models(size)
-    layout = aggregation.Layout({"a": (2, 3), "b": (size - 6,)})
-    difference = aggregation.Difference(now, before, layout)
+    layout = Layout({"a": (2, 3), "b": (size - 6,)})
+    difference = Difference(now, before, layout)
     arrays = layout.divide(now - before)
     model = {name: np.zeros_like(arrays[name]) for name in order}
     sums = [ExactSum(model, 2) for _ in range(2)]
@@ -299,7 +300,7 @@ def test_a_difference_of_another_model_is_refused(
 ) -> None:
     total = ExactSum(model, 1)
     with pytest.raises(UpdateError, match=reason):
-        total.add(aggregation.Difference(*two_models(), AB), 1)
+        total.add(Difference(*two_models(), AB), 1)
     assert total.num_clients == 0
     assert not any(array.any() for array in total.totals.values())
 

@@ -12,6 +12,7 @@ from tests.conftest import PROJECT
 # Each layer may import from those before it, and from within itself where marked.
 STRATEGY_LAYERS = [
     {"wire", "randomness"},
+    {"difference"},
     {"aggregation", "federation", "known_states", "stragglers"},
     {"norm_limit"},
     {"replies", "requests"},

@@ -18,6 +18,7 @@ from fl_app.batches import LAYOUT, Batches, Examples, Normalisation, to_images_l
 from fl_app.client_work import ClientWork
 from fl_app.data.augment import rotate_shift
 from strategies import aggregation
+from strategies.difference import Difference, Layout
 from tests.conftest import PROJECT, make_config
 
 SHAPES = [(3, 32, 32), (1, 28, 28), (1, 8, 8), (2, 21, 30)]
@@ -496,11 +497,11 @@ def test_an_update_that_is_refused_leaves_the_sum_as_it_was(
         each.add(first, 3)
     bad = {name: array.copy() for name, array in second.items()}
     bad["b"][4] = odd
-    layout = aggregation.Layout(names)
+    layout = Layout(names)
     before = draws.normal(size=layout.size).astype("f4")
     now = before + np.concatenate([array.ravel() for array in bad.values()])
     with pytest.raises(aggregation.UpdateError, match="'b'"):
-        total.add(bad if made else aggregation.Difference(now, before, layout), 5)
+        total.add(bad if made else Difference(now, before, layout), 5)
     assert (total.num_clients, total.weight) == (1, 3)
     for name, array in alone.totals.items():
         assert (total.totals[name] == array).all()

@@ -5,7 +5,7 @@ from torch import nn
 
 from fl_app import models, resident, task
 from fl_app.batches import LAYOUT
-from strategies.aggregation import Difference
+from strategies.difference import Difference
 
 
 def lenet() -> nn.Module:
