@@ -13,11 +13,12 @@ PORT = "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT"
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A Flower home and a site-packages of the test's own."""
+    """A Flower home, a site-packages and a prefix of the test's own."""
     monkeypatch.setenv("FLWR_HOME", str(tmp_path / "flwr"))
     packages = tmp_path / "site-packages"
     packages.mkdir()
     monkeypatch.setattr(environment, "_site_packages", lambda: packages)
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
     return tmp_path / "flwr"
 
 
@@ -193,10 +194,16 @@ def test_where_ray_does_not_say_whether_it_is_up_nothing_is_left_out(
     assert startup.without_inherited(asked) == asked
 
 
-def test_ray_calls_the_hook_that_is_installed() -> None:
+def test_ray_calls_the_hook_that_setup_installs(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from ray._common.utils import load_class
     from ray._private import ray_constants
 
+    environment.setup(Path("/project"))
+    # Not what an earlier set-up installed here, which this process has imported.
+    monkeypatch.delitem(sys.modules, environment._HOOK, raising=False)
+    monkeypatch.syspath_prepend(environment._site_packages())
     assert ray_constants.RAY_RUNTIME_ENV_HOOK == HOOK
     name = f"{environment._HOOK}.{startup.without_inherited.__name__}"
     assert load_class(name)({"env_vars": {"MORE": "1"}}) == {"env_vars": {"MORE": "1"}}
