@@ -4,9 +4,9 @@
     python -m benchmarks.bench --data-dir DIR --only "1,000 x 50"
 
 DIR holds mnist/ and cifar10/ as Parquet files. Each side of a case runs in processes of
-its own, one after the other, turn by turn, the plain Flower app in the first turn alone
-(it takes half an hour of one). A figure is the median of the turns' rounds after their
-first, without the server's evaluation, which is given beside. Writes
+its own: in each turn our app and its training step alone, round by round in turn, and
+the others in the first turn, one after the other. A figure is the median of the turns'
+rounds after their first, without the server's evaluation, which is given beside. Writes
 benchmarks/results.json and results.png.
 """
 
@@ -41,8 +41,10 @@ NAMES = {
     "pinned": "plain Flower, a core a client",
     "pfl": "pfl-research",
 }
-ONCE = ("plain", "pinned")
-"""What is far off from the others, and takes long."""
+ONCE = ("naive", "plain", "pinned", "pfl")
+"""What is far off from the others."""
+PAIRED = ("floor", "ours")
+"""What is close to one another: their rounds are taken in turn."""
 console = Console()
 Found = dict[str, Any]
 
@@ -130,8 +132,10 @@ def side(script: str, *arguments: str, python: Sequence[str] = ()) -> Found:
 
 
 def run(name: str, case: Path) -> Found:
-    """Run one side of a case."""
+    """Run one side of a case, or the two that are `PAIRED`: each one's figures."""
     arguments = ["--case", str(case)]
+    if name == "paired":
+        return side("paired.py", *arguments)
     if name in ("floor", "naive"):
         naive = ["--naive"] if name == "naive" else []
         return side("floor.py", *arguments, *naive)
@@ -161,15 +165,34 @@ def measure(
 ) -> Found:
     """Return each side's figures, all turns together."""
     found: dict[str, list[Found]] = {name: [] for name in sides}
+    paired = set(sides) >= set(PAIRED)
+    apart = [name for name in sides if not paired or name not in PAIRED]
     with tempfile.TemporaryDirectory() as folder:
         path = write(case, data_dir, rounds, Path(folder))
         for turn in range(turns):
-            for name in sides:
+            if paired:
+                console.print(
+                    f"{case.name}: fl-app, and its step alone", highlight=False
+                )
+                for name, figures in run("paired", path).items():
+                    found[name].append(figures)
+            for name in apart:
                 if turn and name in ONCE:
                     continue
                 console.print(f"{case.name}: {NAMES[name]}", highlight=False)
                 found[name].append(run(name, path))
-    return {name: joined(each) for name, each in found.items()}
+    result = {name: joined(each) for name, each in found.items()}
+    if paired:
+        ratios = [
+            ours / alone
+            for side_by_side in zip(*(found[name] for name in PAIRED), strict=True)
+            for alone, ours in zip(
+                *(s["seconds"][1:] for s in side_by_side), strict=True
+            )
+        ]
+        result["ours"]["to_floor"] = round(median(ratios), 3)
+        result["ours"]["pairs"] = [round(ratio, 3) for ratio in ratios]
+    return result
 
 
 def joined(runs: Sequence[Found]) -> Found:

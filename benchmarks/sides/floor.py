@@ -9,10 +9,12 @@ own training step, or (`--naive`) with the step that a tutorial writes: eager Py
 """
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import os
 import time
+from collections.abc import Mapping
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
@@ -33,36 +35,53 @@ def main() -> None:
     parser.add_argument("--naive", action="store_true")
     arguments = parser.parse_args()
     case = json.loads(Path(arguments.case).read_text())
-    cores = sorted(os.sched_getaffinity(0))
-    context = multiprocessing.get_context("spawn")
-    barrier, ends = context.Barrier(len(cores)), context.Queue()
-    workers = [
-        context.Process(
-            target=work, args=(case, i, len(cores), arguments.naive, barrier, ends)
-        )
-        for i in range(len(cores))
-    ]
-    for worker in workers:
-        worker.start()
-    spans = [ends.get() for _ in workers]
-    for worker in workers:
-        worker.join()
-    seconds = [
-        max(end for _, end in each) - min(start for start, _ in each)
-        for each in zip(*spans, strict=True)
-    ]
+    with Floor(case, naive=arguments.naive) as floor:
+        seconds = [floor.round() for _ in range(case["rounds"])]
     Path(arguments.output).write_text(json.dumps({"seconds": seconds}))
 
 
+class Floor:
+    """The processes, one a core, whose rounds start when they are asked to."""
+
+    def __init__(self, case: Mapping[str, Any], *, naive: bool = False) -> None:
+        context = multiprocessing.get_context("spawn")
+        number = len(os.sched_getaffinity(0))
+        self._barrier = context.Barrier(number + 1)
+        self._spans: multiprocessing.Queue[tuple[float, float]] = context.Queue()
+        gates = (self._barrier, self._spans)
+        self._workers = [
+            context.Process(
+                target=work, args=(case, rank, number, naive, *gates), daemon=True
+            )
+            for rank in range(number)
+        ]
+
+    def __enter__(self) -> "Floor":
+        for worker in self._workers:
+            worker.start()
+        return self
+
+    def round(self) -> float:
+        """Train a round's clients; return its seconds, first start to last end."""
+        self._barrier.wait()
+        spans = [self._spans.get() for _ in self._workers]
+        return max(end for _, end in spans) - min(start for start, _ in spans)
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._workers:
+            worker.terminate()
+            worker.join()
+
+
 def work(
-    case: dict[str, Any],
+    case: Mapping[str, Any],
     rank: int,
     number: int,
     naive: bool,
     barrier: Barrier,
-    ends: "multiprocessing.Queue[list[tuple[float, float]]]",
+    spans: "multiprocessing.Queue[tuple[float, float]]",
 ) -> None:
-    """Train every `number`-th client of each round's cohort; put the rounds' times."""
+    """Train every `number`-th client of each round's cohort; put start and end."""
     torch.set_num_threads(1)
     data = np.load(case["data"])
     images, labels = data["train_images"], data["train_labels"]
@@ -83,8 +102,7 @@ def work(
         0.0,
     )
     draws = np.random.default_rng(case["seed"])
-    spans = []
-    for round in range(case["rounds"]):
+    for round in itertools.count():
         cohort = draws.permutation(case["num_clients"])[: case["cohort"]]
         barrier.wait()
         start = time.monotonic()
@@ -94,15 +112,14 @@ def work(
                 train_naively(model, inputs, owned[client].labels, case)
             else:
                 task.train(model, owned[client], options, normalise, seed=round)
-        spans.append((start, time.monotonic()))
-    ends.put(spans)
+        spans.put((start, time.monotonic()))
 
 
 def train_naively(
     model: nn.Module,
     inputs: torch.Tensor,
     labels: torch.Tensor,
-    case: dict[str, Any],
+    case: Mapping[str, Any],
 ) -> None:
     """Train as a tutorial does, but for its data loader."""
     model.train()

@@ -20,7 +20,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -94,6 +95,18 @@ class Home:
         if process.returncode:
             raise SystemExit(f"{name} failed:\n{said[-3000:]}")
 
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Stop all processes meanwhile."""
+        stopped = [pid for pid, _ in self._processes()]
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in stopped:
+                os.kill(pid, signal.SIGCONT)
+
     def _watch(self, stop: threading.Event) -> None:
         while not stop.wait(self._look_seconds):
             self.peak_bytes = max(self.peak_bytes, self._bytes())
@@ -125,8 +138,19 @@ class Home:
         return total * 1024
 
 
-def ours(home: Home, case: Mapping[str, Any]) -> dict[str, Any]:
-    """Run our app; return its figures."""
+def ours(
+    home: Home, case: Mapping[str, Any], between: Callable[[], None] | None = None
+) -> dict[str, Any]:
+    """Run our app; return its figures.
+
+    Args:
+        home: where it runs.
+        case: what.
+        between: is called in each round after the first, soon after it has begun.
+
+    Raises:
+        SystemExit: a call of `between` did not lie within a round.
+    """
     folder = home.folder / "run"
     options = case["options"] | {
         "data-dir": case["data_dir"],
@@ -135,16 +159,16 @@ def ours(home: Home, case: Mapping[str, Any]) -> dict[str, Any]:
         "run-name": folder.name,
     }
     metrics = folder / "metrics.jsonl"
-    first = FirstRound(metrics)
+    rows_written = Rows(metrics, case["rounds"], between)
     began = time.time()
-    with first:
+    with rows_written:
         home.command(
             *("flwr", "run", ".", "local-simulation", "--stream"),
             *("--run-config", " ".join(f"{k}={_toml(v)}" for k, v in options.items())),
         )
     whole = time.time() - began
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
-    done = first.times
+    done = rows_written.times
     gaps = [after - before for before, after in pairwise(done[1:])]
     spent = [row["seconds"] for row in rows[2:]]
     beyond = [gap - own for gap, own in zip(gaps, spent, strict=False)]
@@ -159,7 +183,7 @@ def ours(home: Home, case: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-class FirstRound:
+class Rows:
     """Notes when each row of a run's metrics was written.
 
     Of rows that come faster than it looks, when the last one was: a look takes time of
@@ -168,8 +192,17 @@ class FirstRound:
 
     _LOOK_SECONDS = 0.05
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(
+        self, path: Path, rounds: int, between: Callable[[], None] | None = None
+    ) -> None:
+        """Watch a file of a row for the first model and one a round.
+
+        Args:
+            path: the file.
+            rounds: of the run.
+            between: is called after each round's row but the last one's.
+        """
+        self._path, self._rounds, self._between = path, rounds, between
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch)
         self.times: list[float] = []
@@ -193,6 +226,8 @@ class FirstRound:
             except OSError:
                 continue
             self.times += [seen] * (rows - len(self.times))
+            if self._between and 1 < rows <= self._rounds:
+                self._between()
 
 
 def plain(home: Home, case: Mapping[str, Any], *, pinned: bool) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-from benchmarks.sides.flower_run import PROJECT, FirstRound, Home
+from benchmarks.sides.flower_run import PROJECT, Home, Rows
 
 _TURNS = 3
 _PAUSE_SECONDS = 10.0
@@ -71,7 +71,7 @@ def first_round(home: Home, name: str, project: Path) -> float:
     folder = home.folder / name
     options = f'num-server-rounds=2 run-name="{folder.name}"'
     options += f' results-dir="{home.folder}"'
-    rows = FirstRound(folder / "metrics.jsonl")
+    rows = Rows(folder / "metrics.jsonl", rounds=2)
     began = time.time()
     with rows:
         home.command(
