@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from fl_app import startup, warm
+from fl_app import ray_processes, startup, warm
 from fl_app.artifacts import write_atomically
 from fl_app.config import PROJECT_VARIABLE, ConfigError
 
@@ -30,6 +30,7 @@ ADDRESS = ":local-in-memory:"
 SuperLink of a user would share one database, and take runs from one another."""
 
 _HOOK, _WARM = "_fl_app_startup", "_fl_app_warm"
+_RAY, _NODES = "_fl_app_ray_processes", "_fl_app_ray_nodes"
 
 
 class SetupError(RuntimeError):
@@ -131,8 +132,9 @@ def hook_is_current(project: Path) -> bool:
 
 
 def _hook(project: Path) -> list[tuple[Path, str]]:
-    """Return the files of the start-up hook and of `warm`, with their contents."""
+    """Return the files of the start-up hook and what it needs, with their contents."""
     call = f"import {_HOOK}; {_HOOK}.apply({str(project)!r})\n"
+    nodes = f"import {_RAY} as processes\n\nprocesses.start(processes.NODES)\n"
     script = _site_packages() / f"{_WARM}.py"
     command = shlex.join([sys.executable, "-P", str(script)])
     name = "flower-superexec"
@@ -140,7 +142,9 @@ def _hook(project: Path) -> list[tuple[Path, str]]:
         (warm_commands(served) / name, f'#!/bin/sh\nexec {command} {served} "$@"\n')
         for served in warm.PRELOADED
     ]
-    return [
+    return [  # what imports another after that one
+        (_site_packages() / f"{_RAY}.py", Path(ray_processes.__file__).read_text()),
+        (_site_packages() / f"{_NODES}.py", nodes),
         (_site_packages() / f"{_HOOK}.py", Path(startup.__file__).read_text()),
         (_site_packages() / f"{_HOOK}.pth", call),
         (script, Path(warm.__file__).read_text()),

@@ -6,6 +6,7 @@ set at the start of Python: `fl-app setup` copies this file into site-packages, 
 `.pth` line that calls `apply`. It must stay quick and import the standard library only.
 """
 
+import importlib
 import json
 import os
 import sys
@@ -13,6 +14,9 @@ import zlib
 from collections.abc import MutableMapping
 
 RECORD = "FL_APP_DEFAULTS"
+RAY_PROCESSES = ("FL_APP_RAY_NODES", "FL_APP_RAY_TOOLS")
+"""Where a run forks the processes of its Ray, see `ray_processes`."""
+
 WARM = "FL_APP_WARM"
 """Set to 0, this machine's SuperLink keeps no process to fork from in memory."""
 
@@ -44,6 +48,9 @@ def apply(project: str, environment: MutableMapping[str, str] = os.environ) -> N
             # were imported do not survive a fork for certain.
             path = [os.path.join(sys.prefix, "libexec", "fl-app", "simulation"), *path]
     environment["PATH"] = os.pathsep.join(path)
+    if any(name in environment for name in RAY_PROCESSES):
+        module = __name__.replace("startup", "ray_processes")  # beside this one
+        importlib.import_module(module).hand_over()
 
 
 def without_inherited(

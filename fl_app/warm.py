@@ -34,9 +34,10 @@ PRELOADED = {
     ],
     "simulation": [
         *_ANY,
-        *("matplotlib.figure", "matplotlib.backends.backend_agg"),
+        *("numba", "matplotlib.figure", "matplotlib.backends.backend_agg"),
         *("flwr.serverapp", "flwr.clientapp"),
         "flwr.simulation.app",  # before Ray: makes settings that it reads as it comes
+        "_fl_app_ray_nodes",  # starts a server, see `fl_app.ray_processes`
         *("ray", "flwr.server.superlink.fleet.vce.backend.raybackend"),
     ],
 }
@@ -47,6 +48,10 @@ _FORKED = {
     "flwr-simulation": "from flwr.simulation.app import flwr_simulation",
 }
 """Flower's commands that are forked, and how their functions are had."""
+
+_TOOLS = "import _fl_app_ray_processes as p\np.start(p.TOOLS)\n"
+_BEFORE = {"flwr-simulation": _TOOLS}
+"""What some do first: see `fl_app.ray_processes`."""
 
 _SILENCE = """
 import os
@@ -100,6 +105,7 @@ def _forking(context: ForkServerContext, start: Launch) -> Launch:
         if command not in _FORKED:
             return start(self, spec)
         code = f"{_FORKED[command]} as run\nrun()"  # imported there alone
+        code = _BEFORE.get(command, "") + code
         if spec.suppress_output:
             code = f"{_SILENCE}\n{code}"
         before = sys.argv
@@ -123,16 +129,15 @@ def _later(context: ForkServerContext, start: Launch, forking: Launch) -> Launch
     """Return what launches by `start` until the server that forks is ready.
 
     And again once other packages are installed than it has in memory. It is started
-    when what was launched has ended: no run waits for what others gain from, and only
-    one that comes right after shares the cores with it.
+    when a first run has ended: that one does not wait for what others gain from, and
+    only one that is on by then, or comes right after, shares the cores with it.
     """
     begun, ready = threading.Event(), threading.Event()
     installed = _last_installation()
 
     def prepare() -> None:
-        with contextlib.suppress(ChildProcessError):  # none is left
-            while True:
-                os.wait()  # nobody else asks for their status
+        with contextlib.suppress(ChildProcessError):
+            os.wait()  # nobody else asks for their status
         with contextlib.suppress(EOFError, OSError):
             start_server(context)
             first = context.Process(target=int)  # forked once all is imported

@@ -30,7 +30,7 @@ APP_LAYERS = [
     {"compression.half", "compression.quantised"},
     {"compression.sparse"},
     {"models", "compression"},
-    {"config", "startup", "processes", "warm", "waking"},
+    {"config", "startup", "processes", "warm", "waking", "ray_processes"},
     {"kernels", "softmax", "batches", "resident"},
     {"convolutional"},
     {

@@ -87,6 +87,7 @@ def test_a_forked_process_has_torch_and_no_module_of_an_app(
     (tmp_path / "child.py").write_text(CHILD)
     (tmp_path / "parent.py").write_text(PARENT)
     (tmp_path / "_fl_app_warm.py").write_text(Path(warm.__file__).read_text())
+    (tmp_path / "_fl_app_ray_nodes.py").touch()
     told = str(tmp_path / "told")
     subprocess.run(
         [sys.executable, "parent.py", served, told], cwd=tmp_path, check=True
@@ -112,6 +113,10 @@ def test_other_tasks_are_started_as_flower_does() -> None:
     assert launched == [spec(task_type=TaskType.SERVER_APP)]
 
 
+CLIENT_APP: tuple[str, list[list[str]]] = "flwr-clientapp", []
+SIMULATION = "flwr-simulation", [["tools"]]
+
+
 class Forked:
     """Stands in for a process: runs its target here, in place of Flower's function."""
 
@@ -123,16 +128,23 @@ class Forked:
 
 
 @pytest.mark.parametrize(
-    ("task_type", "module", "command"),
+    ("task_type", "module", "command", "before"),
     [
-        (TaskType.CLIENT_APP, "flwr.supernode.cli.flwr_clientapp", "flwr-clientapp"),
-        (TaskType.SIMULATION, "flwr.simulation.app", "flwr-simulation"),
+        (TaskType.CLIENT_APP, "flwr.supernode.cli.flwr_clientapp", *CLIENT_APP),
+        (TaskType.SIMULATION, "flwr.simulation.app", *SIMULATION),
     ],
 )
 def test_known_tasks_are_forked(
-    monkeypatch: pytest.MonkeyPatch, task_type: TaskType, module: str, command: str
+    monkeypatch: pytest.MonkeyPatch,
+    task_type: TaskType,
+    module: str,
+    command: str,
+    before: list[list[str]],
 ) -> None:
+    """And a simulation begins with the server that forks for its Ray."""
     forked: list[list[str]] = []
+    servers = SimpleNamespace(start=lambda of: forked.append([of]), TOOLS="tools")
+    monkeypatch.setitem(sys.modules, "_fl_app_ray_processes", servers)
     monkeypatch.setattr(
         importlib.import_module(module),
         command.replace("-", "_"),
@@ -142,12 +154,12 @@ def test_known_tasks_are_forked(
     def never(self: Any, given: Any) -> None:
         raise AssertionError("started as Flower does")
 
-    before = list(sys.argv)
+    arguments = list(sys.argv)
     launch = warm._forking(SimpleNamespace(Process=Forked), never)  # type: ignore[arg-type]
     given = spec(task_type=task_type)
     assert launch(None, given).status == "accepted"
-    assert forked == [[command, *warm.arguments(given)]]
-    assert sys.argv == before
+    assert forked == [*before, [command, *warm.arguments(given)]]
+    assert sys.argv == arguments
 
 
 @pytest.mark.parametrize("silent", [False, True])
@@ -176,6 +188,7 @@ def test_what_is_to_be_silent_is(
     context = SimpleNamespace(Process=Noted)
     launch = warm._forking(context, starting([]))  # type: ignore[arg-type]
     launch(None, spec(task_type=TaskType.SIMULATION, suppress_output=silent))
+    (tmp_path / "_fl_app_ray_processes.py").write_text("TOOLS = start = print")
     done = subprocess.run(
         [sys.executable, "-c", code[0]], capture_output=True, check=True, cwd=tmp_path
     )
@@ -195,10 +208,12 @@ if __name__ == "__main__":
 
     context = multiprocessing.get_context("forkserver")
     launch = warm._later(context, start, lambda executor, spec: forked.append(spec))
+    server = forkserver._forkserver
     launch(None, 1)
-    launch(None, 6)  # beside it
-    time.sleep(2)
-    assert forkserver._forkserver._forkserver_pid is None, "a run shares the cores"
+    launch(None, 30)  # beside it
+    assert server._forkserver_pid is None, "the first run shares the cores"
+    time.sleep(3)
+    assert server._forkserver_pid is not None, "it waits for all runs"
     end = time.monotonic() + 60
     while not forked and time.monotonic() < end:
         time.sleep(0.1)
@@ -210,8 +225,8 @@ if __name__ == "__main__":
 """
 
 
-def test_simulations_are_forked_once_those_before_have_ended(tmp_path: Path) -> None:
-    """No run waits for what the next one gains from, or shares the cores with it."""
+def test_simulations_are_forked_once_a_first_has_ended(tmp_path: Path) -> None:
+    """However close upon one another they come, as in a sweep."""
     (tmp_path / "later.py").write_text(LATER)
     (tmp_path / "_fl_app_warm.py").write_text(Path(warm.__file__).read_text())
     subprocess.run([sys.executable, "later.py"], cwd=tmp_path, check=True)

@@ -147,9 +147,6 @@ def ours(
         home: where it runs.
         case: what.
         between: is called in each round after the first, soon after it has begun.
-
-    Raises:
-        SystemExit: a call of `between` did not lie within a round.
     """
     folder = home.folder / "run"
     options = case["options"] | {
