@@ -12,12 +12,10 @@ beginning of the PATH starts it. It imports nothing of `fl_app`, whose modules w
 otherwise stand in for those of the bundle.
 """
 
-import contextlib
 import multiprocessing
 import os
 import sys
 import sysconfig
-import threading
 from collections.abc import Callable
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import _children  # type: ignore[attr-defined]
@@ -78,12 +76,8 @@ def main() -> None:
     for name in ("__file__", "__spec__"):
         if hasattr(sys.modules["__main__"], name):
             setattr(sys.modules["__main__"], name, None)
-    launch = SubprocessExecutor.launch
-    forking = _forking(context, launch)
-    if served == "supernode":
-        start_server(context)
-    else:
-        forking = _later(context, launch, forking)
+    start_server(context)
+    forking = _forking(context, SubprocessExecutor.launch)
     SubprocessExecutor.launch = forking  # type: ignore[assignment, method-assign]
     flower_superexec()
 
@@ -96,13 +90,18 @@ def start_server(context: ForkServerContext) -> None:
 
 
 def _forking(context: ForkServerContext, start: Launch) -> Launch:
-    """Return what launches a task: by a fork if it can be, or else by `start`."""
+    """Return what launches a task: by a fork if it can be, or else by `start`.
+
+    And by `start` again once other packages are installed than are in memory.
+    """
     from flwr.supercore.constant import TASK_TYPE_TO_COMMAND
     from flwr.supercore.superexec.executor.types import LaunchResult
 
+    installed = _last_installation()
+
     def launch(self: Any, spec: Any) -> Any:
         command = TASK_TYPE_TO_COMMAND.get(spec.task_type)
-        if command not in _FORKED:
+        if command not in _FORKED or _last_installation() != installed:
             return start(self, spec)
         code = f"{_FORKED[command]} as run\nrun()"  # imported there alone
         code = _BEFORE.get(command, "") + code
@@ -121,37 +120,6 @@ def _forking(context: ForkServerContext, start: Launch) -> Launch:
         # As with Flower's own processes nobody waits for it: it watches its parent.
         _children.discard(process)
         return LaunchResult.accepted()
-
-    return launch
-
-
-def _later(context: ForkServerContext, start: Launch, forking: Launch) -> Launch:
-    """Return what launches by `start` until the server that forks is ready.
-
-    And again once other packages are installed than it has in memory. It is started
-    when a first run has ended: that one does not wait for what others gain from, and
-    only one that is on by then, or comes right after, shares the cores with it.
-    """
-    begun, ready = threading.Event(), threading.Event()
-    installed = _last_installation()
-
-    def prepare() -> None:
-        with contextlib.suppress(ChildProcessError):
-            os.wait()  # nobody else asks for their status
-        with contextlib.suppress(EOFError, OSError):
-            start_server(context)
-            first = context.Process(target=int)  # forked once all is imported
-            first.start()
-            first.join()
-            ready.set()
-
-    def launch(self: Any, spec: Any) -> Any:
-        forks = ready.is_set() and _last_installation() == installed
-        result = (forking if forks else start)(self, spec)
-        if not begun.is_set():
-            begun.set()
-            threading.Thread(target=prepare, daemon=True, name="prepare").start()
-        return result
 
     return launch
 

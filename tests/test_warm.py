@@ -195,41 +195,36 @@ def test_what_is_to_be_silent_is(
     assert bool(done.stdout or done.stderr) is not silent
 
 
-LATER = """
-import multiprocessing, subprocess, sys, time
-import _fl_app_warm as warm
-from multiprocessing import forkserver
+@pytest.mark.parametrize("served", list(warm.PRELOADED))
+def test_the_server_imports_before_there_is_something_to_do(
+    monkeypatch: pytest.MonkeyPatch, served: str
+) -> None:
+    """For a first run, too: it and all its nodes gain from it."""
+    happened: list[Any] = []
+    executor = subprocess_executor.SubprocessExecutor
+    launch = executor.launch
+    monkeypatch.setattr(executor, "launch", launch)
+    monkeypatch.setattr(warm, "start_server", lambda context: happened.append("server"))
 
-if __name__ == "__main__":
-    runs, forked = [], []
+    def run() -> None:
+        happened.append([sys.argv, executor.launch is not launch])
 
-    def start(executor, seconds):
-        runs.append(subprocess.Popen(["sleep", str(seconds)]))
-
-    context = multiprocessing.get_context("forkserver")
-    launch = warm._later(context, start, lambda executor, spec: forked.append(spec))
-    server = forkserver._forkserver
-    launch(None, 1)
-    launch(None, 30)  # beside it
-    assert server._forkserver_pid is None, "the first run shares the cores"
-    time.sleep(3)
-    assert server._forkserver_pid is not None, "it waits for all runs"
-    end = time.monotonic() + 60
-    while not forked and time.monotonic() < end:
-        time.sleep(0.1)
-        launch(None, 0)
-    assert forked == [0]
-    warm._last_installation = lambda: 0.0  # as after an upgrade
-    launch(None, 0)
-    assert forked == [0], "it has the old packages in memory"
-"""
+    monkeypatch.setattr("flwr.supercore.cli.flower_superexec", run)
+    monkeypatch.setitem(sys.modules, "__main__", SimpleNamespace(__file__="warm.py"))  # type: ignore[arg-type]
+    monkeypatch.setattr(sys, "argv", ["flower-superexec", served, "--insecure"])
+    warm.main()
+    assert happened == ["server", [["flower-superexec", "--insecure"], True]]
 
 
-def test_simulations_are_forked_once_a_first_has_ended(tmp_path: Path) -> None:
-    """However close upon one another they come, as in a sweep."""
-    (tmp_path / "later.py").write_text(LATER)
-    (tmp_path / "_fl_app_warm.py").write_text(Path(warm.__file__).read_text())
-    subprocess.run([sys.executable, "later.py"], cwd=tmp_path, check=True)
+def test_after_an_upgrade_tasks_are_started_as_flower_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else they would run with the old packages, which are in memory."""
+    launched: list[ExecutionSpec] = []
+    launch = warm._forking(SimpleNamespace(Process=None), starting(launched))  # type: ignore[arg-type]
+    monkeypatch.setattr(warm, "_last_installation", lambda: 0.0)
+    launch(None, spec())
+    assert launched == [spec()]
 
 
 @pytest.mark.parametrize("error", [EOFError, OSError])
