@@ -42,7 +42,7 @@ NAMES = {
     "pfl": "pfl-research",
 }
 ONCE = ("naive", "plain", "pinned", "pfl")
-"""What is far off from the others."""
+"""What no aim is close to."""
 PAIRED = ("floor", "ours")
 """What is close to one another: their rounds are taken in turn."""
 console = Console()

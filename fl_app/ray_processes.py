@@ -1,12 +1,13 @@
-"""Ray's Python processes, forked from one that has PyTorch and Ray imported.
+"""Ray's Python processes, forked from ones that have their packages imported.
 
 For a run Ray starts a Python for itself some times and one for each simulated node.
 Each imports Ray, a node's Flower and PyTorch too: seconds of a run's start, on every
-core. Where the run's own process was forked from one that has them imported (see
-`warm`), it forks a server first. Another Python of Ray's finds the server's address in
-its environment, before it has imported anything (see `startup`), hands over its
-arguments, environment and standard files, and waits for the fork that does its work.
-Who finds no server does it alone.
+core. So there are two servers that fork. One is forked from the process that runs are
+forked from (see `warm`), before that imports Ray, and serves the nodes of all runs; the
+other from a run's own process as it begins, and serves that run's Ray. A Python of
+Ray's finds their addresses in its environment, before it has imported anything (see
+`startup`), hands over its arguments, environment and standard files, and waits for the
+fork that does its work. Who finds no server does it alone.
 
 `fl-app setup` copies this file into site-packages. It imports nothing of `fl_app`,
 whose modules would otherwise stand in for those of a run's bundle.
@@ -26,8 +27,10 @@ import threading
 from typing import Any, NoReturn
 
 NODES, TOOLS = "FL_APP_RAY_NODES", "FL_APP_RAY_TOOLS"
-"""Variables with the addresses of two servers: one that has all but Ray imported, and
-one that has Ray too, whose library reads once, as it comes, what a node is started for.
+"""Variables with the addresses of the two servers, each with a secret.
+
+The nodes' has not imported Ray, whose library reads as it is imported which job and
+which raylet a node works for.
 """
 
 SCRIPTS = {
@@ -46,6 +49,10 @@ _PIPE = "RAY_enable_pipe_based_agent_to_parent_health_check"
 """Has agents know by a pipe that who started them has ended: not by their parent, which
 of a fork is another."""
 
+_TRUE = ("1", "true")
+_FLAGS = ("-u", "-B", "-P")
+"""Of Python, with which Ray may start a script."""
+
 _TAKEN = b"1"
 _SECONDS = 5.0
 """For a request, once somebody has connected."""
@@ -57,11 +64,13 @@ _LOOK_SECONDS = 1.0
 def start(variable: str) -> None:
     """Start a server, where it can be; call it before there are threads.
 
-    It ends when this process, and who was forked from it, does.
+    It ends when the last of this process and its forks has ended.
     """
-    if variable == TOOLS:
-        os.environ.setdefault(_PIPE, "1")
+    if variable == TOOLS and os.environ.setdefault(_PIPE, "1").lower() not in _TRUE:
+        return  # agents would look at their parent
     name = f"fl-app-ray-{os.getpid()}-{os.urandom(8).hex()}"
+    # The name can be listed by whoever shares the network, another container say.
+    secret = os.urandom(16).hex()
     listener = socket.socket(socket.AF_UNIX)
     try:
         listener.bind(f"\0{name}")  # Linux alone: a name that is no file
@@ -73,10 +82,10 @@ def start(variable: str) -> None:
         return
     if server == 0:
         os.close(held)
-        _serve(listener, alive)
+        _serve(listener, alive, secret)
     listener.close()
     os.close(alive)
-    os.environ[variable] = name  # and `held` is open until the end
+    os.environ[variable] = f"{name} {secret}"  # and `held` is open until the end
 
 
 def hand_over() -> None:
@@ -84,15 +93,21 @@ def hand_over() -> None:
 
     Returns, for the process to do it itself, where there is no server to ask.
     """
-    for variable, scripts in SCRIPTS.items():
-        if name := os.environ.get(variable):
-            for number, argument in enumerate(sys.orig_argv):
-                if argument.endswith(scripts):
-                    _hand_over(name, sys.orig_argv[number:])
+    for number, argument in enumerate(sys.orig_argv[1:], 1):
+        if argument.startswith("-"):
+            if argument not in _FLAGS:
+                return  # a module, say, that is to run the script
+            continue
+        for variable, scripts in SCRIPTS.items():
+            if argument.endswith(scripts) and variable in os.environ:
+                _hand_over(os.environ[variable], sys.orig_argv[number:])
+        return  # what comes later is the script's: another script, for Ray's own set-up
 
 
-def _hand_over(name: str, arguments: list[str]) -> None:
+def _hand_over(address: str, arguments: list[str]) -> None:
+    name, _, secret = address.partition(" ")
     request = {
+        "secret": secret,
         "arguments": arguments,
         "environment": dict(os.environ),
         "folder": os.getcwd(),
@@ -132,7 +147,7 @@ def _user(connection: socket.socket) -> int:
     return int(struct.unpack(form, found)[1])
 
 
-def _serve(listener: socket.socket, alive: int) -> NoReturn:
+def _serve(listener: socket.socket, alive: int, secret: str) -> NoReturn:
     """Fork who is asked for, until the other end of `alive` is closed."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody asks for their status
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -141,20 +156,30 @@ def _serve(listener: socket.socket, alive: int) -> NoReturn:
         ready, _, _ = select.select([listener.fileno(), alive], [], [])
         if alive in ready:
             os._exit(0)
-        with contextlib.suppress(OSError, ValueError, LookupError, struct.error):
+        with contextlib.suppress(OSError, ValueError):
             connection, _ = listener.accept()
             with connection:
-                request, files = _receive(connection)
-                if os.fork() == 0:
-                    listener.close()
-                    os.close(alive)
-                    _become(request, files, connection)
-                for file in files:
-                    os.close(file)
+                request, files = _receive(connection, secret)
+                try:
+                    if os.fork() == 0:
+                        listener.close()
+                        os.close(alive)
+                        _become(request, files, connection)
+                finally:
+                    _close(files)
 
 
-def _receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
-    """Return a request and the standard files that come with it."""
+def _receive(
+    connection: socket.socket, secret: str
+) -> tuple[dict[str, Any], list[int]]:
+    """Return a request and the standard files that come with it.
+
+    Raises:
+        ValueError: it is none, or not for this server.
+        OSError: it does not come in time, or is another user's.
+    """
+    import hmac  # takes its time, and who asks does without
+
     connection.settimeout(_SECONDS)
     if _user(connection) != os.getuid():
         raise PermissionError("of another user")
@@ -163,13 +188,22 @@ def _receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
         (left,) = struct.unpack("!I", size)
         with connection.makefile("rb") as stream:
             request = json.loads(stream.read(left))
-        if request["prefix"] != sys.prefix:
-            raise ValueError("of an environment with other packages")
+        if not isinstance(request, dict) or request.get("prefix") != sys.prefix:
+            raise ValueError("not of this environment, whose packages are imported")
+        if not hmac.compare_digest(str(request.get("secret")), secret):
+            raise ValueError("of somebody who was not told the secret")
+    except struct.error as error:
+        _close(files)
+        raise ValueError("no request") from error
     except BaseException:
-        for file in files:
-            os.close(file)
+        _close(files)
         raise
     return request, files
+
+
+def _close(files: list[int]) -> None:
+    for file in files:
+        os.close(file)
 
 
 def _become(
@@ -180,7 +214,7 @@ def _become(
     try:
         for number, file in enumerate(files):
             os.dup2(file, number)
-            os.close(file)
+        _close(files)
         sys.stdin = os.fdopen(0, closefd=False)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -193,6 +227,8 @@ def _become(
         sys.argv = request["arguments"]
         folders = [os.path.dirname(sys.argv[0]), *request["path"]]
         sys.path[:] = folders + [p for p in sys.path if p not in folders]
+        if "numpy" in sys.modules:  # all forks would draw the same
+            sys.modules["numpy"].random.seed()
         _run(sys.argv[0])
         code = 0
     except SystemExit as end:

@@ -67,7 +67,8 @@ def without_inherited(
     from ray._private import utils  # no public function says where a Ray is up
 
     noted = getattr(utils, "read_ray_address", lambda: "perhaps")
-    running = os.environ.get("RAY_ADDRESS") or noted()
+    address = os.environ.get("RAY_ADDRESS", "")
+    running = address != "local" and (address or noted())  # "local" starts one
     asked = (runtime_env or {}).get("env_vars")
     if running or runtime_env is None or not isinstance(asked, dict):
         return runtime_env

@@ -51,6 +51,9 @@ _TOOLS = "import _fl_app_ray_processes as p\np.start(p.TOOLS)\n"
 _BEFORE = {"flwr-simulation": _TOOLS}
 """What some do first: see `fl_app.ray_processes`."""
 
+_SEED = "import numpy\nnumpy.random.seed()\n"
+"""Else all that are forked would draw the same where nothing is said."""
+
 _SILENCE = """
 import os
 nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -92,7 +95,8 @@ def start_server(context: ForkServerContext) -> None:
 def _forking(context: ForkServerContext, start: Launch) -> Launch:
     """Return what launches a task: by a fork if it can be, or else by `start`.
 
-    And by `start` again once other packages are installed than are in memory.
+    By `start` what brings packages of its own, and all again once other packages are
+    installed than are in memory.
     """
     from flwr.supercore.constant import TASK_TYPE_TO_COMMAND
     from flwr.supercore.superexec.executor.types import LaunchResult
@@ -101,10 +105,11 @@ def _forking(context: ForkServerContext, start: Launch) -> Launch:
 
     def launch(self: Any, spec: Any) -> Any:
         command = TASK_TYPE_TO_COMMAND.get(spec.task_type)
-        if command not in _FORKED or _last_installation() != installed:
+        current = _last_installation() == installed
+        if command not in _FORKED or spec.runtime_dependency_install or not current:
             return start(self, spec)
         code = f"{_FORKED[command]} as run\nrun()"  # imported there alone
-        code = _BEFORE.get(command, "") + code
+        code = _SEED + _BEFORE.get(command, "") + code
         if spec.suppress_output:
             code = f"{_SILENCE}\n{code}"
         before = sys.argv
@@ -138,8 +143,6 @@ def arguments(spec: Any) -> list[str]:
         given += ["--root-certificates", spec.root_certificates_path]
     if spec.parent_pid is not None:
         given += ["--parent-pid", str(spec.parent_pid)]
-    if spec.runtime_dependency_install:
-        given.append("--allow-runtime-dependency-installation")
     return given
 
 

@@ -161,7 +161,7 @@ def test_another_hook_for_ray_stays(monkeypatch: pytest.MonkeyPatch) -> None:
         (None, None),
     ],
 )
-@pytest.mark.parametrize("running", ["", "cluster", "noted"])
+@pytest.mark.parametrize("running", ["", "local", "cluster", "noted"])
 def test_rays_workers_are_told_what_they_do_not_inherit(
     asked: Any,
     left: Any,
@@ -179,7 +179,11 @@ def test_rays_workers_are_told_what_they_do_not_inherit(
         note = tmp_path / "ray" / "ray_current_cluster"
         note.parent.mkdir()
         note.write_text("127.0.0.1:6379\n")
-    assert startup.without_inherited(asked) == (asked if running else left)
+    if running == "local":  # to start one, whatever is up
+        monkeypatch.setenv("RAY_ADDRESS", "local")
+    assert startup.without_inherited(asked) == (
+        asked if running in ("cluster", "noted") else left
+    )
 
 
 def test_where_ray_does_not_say_whether_it_is_up_nothing_is_left_out(

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(
 (SCRIPT,) = ray_processes.SCRIPTS[ray_processes.NODES]
 PARENT = """
 import subprocess, sys
-import _fl_app_ray_processes as ray_processes, preloaded
+import _fl_app_ray_processes as ray_processes, numpy, preloaded
 
 ray_processes.start(ray_processes.NODES)
 exec(sys.argv[1])
@@ -37,6 +37,7 @@ print(json.dumps({
     "path": sys.path[:2],
     "process": os.getpid(),
     "name": __name__,
+    "draw": sys.modules["numpy"].random.rand() if "numpy" in sys.modules else None,
 }), flush=True)
 exec(sys.argv[1])
 """
@@ -94,13 +95,14 @@ def worker(here: Path, what: str = "", before: str = "", **variables: str) -> li
 
 def test_a_fork_does_the_work_of_a_worker(here: Path) -> None:
     told, code, errors = worker(here, MORE="1")
-    assert json.loads(told) | {"process": 0} == {
+    assert json.loads(told) | {"process": 0, "draw": 0} == {
         "arguments": ["", "--of=ours"],
         "forked": True,
         "more": "1",
         "folder": str(here / "ray"),
         "path": [str((here / SCRIPT).parent), str(here)],
         "process": 0,
+        "draw": 0,
         "name": "__main__",
     }
     assert (code, errors) == ("0", "")
@@ -125,6 +127,15 @@ def test_it_ends_as_the_worker_would(
     assert error in errors
 
 
+def test_no_two_of_them_draw_the_same(here: Path) -> None:
+    """As Flower's noise for differential privacy would be."""
+    call = ", ".join(ask(here))
+    code = f"for _ in range(2): subprocess.run({call})"
+    said, _ = parent(here, code).communicate(timeout=60)
+    first, second = (json.loads(line) for line in said.splitlines())
+    assert first["draw"] != second["draw"]
+
+
 def test_what_was_to_be_done_at_the_end_is(here: Path) -> None:
     what = "import atexit; atexit.register(print, 'done'); print('last', end=' ')"
     assert worker(here, what)[1:] == ["last done", "0", ""]
@@ -135,6 +146,8 @@ def test_what_was_to_be_done_at_the_end_is(here: Path) -> None:
     [
         "os.environ.pop(ray_processes.NODES); env = dict(os.environ)",
         "env[ray_processes.NODES] = 'nobody'",
+        "env[ray_processes.NODES] = 'nobody secret'",
+        "env[ray_processes.NODES] = env[ray_processes.NODES][:-1] + '?'",
         "env['PREFIX'] = '/another/environment'",
     ],
 )
@@ -152,19 +165,51 @@ def test_ray_has_these_scripts(script: str) -> None:
     assert (Path(ray.__file__).parent.parent / script).exists()
 
 
-def test_other_programs_are_left_alone(here: Path) -> None:
-    (here / "other.py").write_text("import sys\nprint('preloaded' in sys.modules)")
-    code = "subprocess.run([sys.executable, 'other.py'])"
-    assert parent(here, code).communicate(timeout=60) == ("False\n", "")
+@pytest.mark.parametrize(
+    ("before", "forked"),
+    [
+        (["-u"], True),
+        (["other.py"], False),  # as Ray's own that makes an environment for a worker
+        (["-m", "other"], False),  # as a profiler of memory
+        (["-X", "dev"], False),
+    ],
+)
+def test_what_is_run_is_a_script_of_rays(
+    here: Path, before: list[str], forked: bool
+) -> None:
+    """Others may have one among their arguments, and something to do first."""
+    (here / "other.py").write_text("import sys\nprint('\"forked\": false')")
+    command = [sys.executable, *before, str(here / SCRIPT), ""]
+    code = f"subprocess.run({command!r}, cwd={str(here)!r})"
+    said, _ = parent(here, code).communicate(timeout=60)
+    assert f'"forked": {str(forked).lower()}' in said
+
+
+@pytest.mark.parametrize(("given", "served"), [(None, True), ("0", False)])
+def test_agents_that_look_at_their_parent_are_not_forked(
+    monkeypatch: pytest.MonkeyPatch, given: str | None, served: bool
+) -> None:
+    """They would end, since a fork's parent is not who started them."""
+    monkeypatch.delenv(ray_processes.TOOLS, raising=False)
+    monkeypatch.setenv(ray_processes._PIPE, given or "")
+    if given is None:
+        monkeypatch.delenv(ray_processes._PIPE)
+    monkeypatch.setattr(os, "fork", lambda: 1)
+    ray_processes.start(ray_processes.TOOLS)
+    assert (ray_processes.TOOLS in os.environ) is served
+    assert os.environ.pop(ray_processes._PIPE) == (given or "1")
+    os.environ.pop(ray_processes.TOOLS, None)
 
 
 def test_what_is_no_request_is_passed_over(here: Path) -> None:
     nonsense = (
         "import socket\n"
         "short, wrong, empty = b'\\0\\0\\0\\7{}', b'\\0\\0\\0\\1?', b'\\0\\0\\0\\2{}'\n"
-        "for files, sent in ([], b''), ([0], short), ([], wrong), ([1], empty):\n"
+        "null = b'\\0\\0\\0\\4null'\n"
+        "sent_with = [(short, [0]), (wrong, []), (empty, [1]), (null, []), (b'', [])]\n"
+        "for sent, files in sent_with:\n"
         "    with socket.socket(socket.AF_UNIX) as connection:\n"
-        "        connection.connect(chr(0) + env[ray_processes.NODES])\n"
+        "        connection.connect(chr(0) + env[ray_processes.NODES].split()[0])\n"
         "        if sent:\n"
         "            socket.send_fds(connection, [sent], files)\n"
     )
@@ -180,7 +225,7 @@ def test_another_user_is_not_served(monkeypatch: pytest.MonkeyPatch) -> None:
         other = os.getuid() + 1
         monkeypatch.setattr(os, "getuid", lambda: other)
         with pytest.raises(PermissionError):
-            ray_processes._receive(theirs)
+            ray_processes._receive(theirs, "")
 
 
 def test_nothing_is_handed_to_another_users_server(
@@ -242,7 +287,7 @@ def test_the_fork_ends_with_who_started_the_one_that_asked(here: Path) -> None:
 
 
 def test_the_server_ends_with_the_process_that_started_it(here: Path) -> None:
-    code = "print(env[ray_processes.NODES], flush=True)\nimport time\ntime.sleep(60)"
+    code = "print(env[ray_processes.NODES].split()[0], flush=True)\ninput()"
     with parent(here, code) as process:
         assert process.stdout
         name = process.stdout.readline().strip()

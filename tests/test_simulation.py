@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from fl_app import environment
 from tests.conftest import PROJECT
 
 pytestmark = pytest.mark.simulation
@@ -194,6 +195,8 @@ def test_a_request_to_end_stops_the_run_and_says_so(machine: Machine) -> None:
     deadline = time.monotonic() + 120
     while not metrics.exists() and time.monotonic() < deadline:
         time.sleep(0.2)
+    nodes = machine.processes(b"default_worker.py")  # a node's own title is another
+    assert len(nodes) == environment.default_nodes(), "nodes are not forked"
     run.send_signal(signal.SIGTERM)
     printed, _ = run.communicate(timeout=60)
     assert run.returncode == 1
@@ -204,3 +207,4 @@ def test_a_request_to_end_stops_the_run_and_says_so(machine: Machine) -> None:
     rounds = len(metrics.read_text().splitlines())
     time.sleep(3)
     assert len(metrics.read_text().splitlines()) == rounds
+    assert not machine.processes(b"/ray/"), "Ray goes, too"

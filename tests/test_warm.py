@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy
 import pytest
 from flwr.supercore.constant import TASK_TYPE_TO_COMMAND, TaskType
 from flwr.supercore.superexec.executor import subprocess_executor
@@ -19,7 +20,7 @@ from tests.test_network import processes_of
 SPECS = [
     {"insecure": True},
     {"insecure": False, "root_certificates_path": "/ca.crt", "parent_pid": 7},
-    {"insecure": True, "runtime_dependency_install": True, "parent_pid": None},
+    {"insecure": True, "parent_pid": None},
 ]
 
 
@@ -61,7 +62,9 @@ from pathlib import Path
 def tell():
     constants = sys.modules.get("ray._private.ray_constants")
     uv_hook = getattr(constants, "RAY_ENABLE_UV_RUN_RUNTIME_ENV", None)
-    told = [sys.argv, sorted(sys.modules), uv_hook]
+    nodes = sys.modules.get("_fl_app_ray_nodes")
+    with_ray = getattr(nodes, "with_ray", None)
+    told = [sys.argv, sorted(sys.modules), uv_hook, with_ray]
     Path(sys.argv[1]).write_text(json.dumps(told))
 """
 
@@ -87,17 +90,21 @@ def test_a_forked_process_has_torch_and_no_module_of_an_app(
     (tmp_path / "child.py").write_text(CHILD)
     (tmp_path / "parent.py").write_text(PARENT)
     (tmp_path / "_fl_app_warm.py").write_text(Path(warm.__file__).read_text())
-    (tmp_path / "_fl_app_ray_nodes.py").touch()
+    (tmp_path / "_fl_app_ray_nodes.py").write_text(
+        "import sys; with_ray = 'ray' in sys.modules"
+    )
     told = str(tmp_path / "told")
     subprocess.run(
         [sys.executable, "parent.py", served, told], cwd=tmp_path, check=True
     )
-    arguments, modules, uv_hook = json.loads((tmp_path / "told").read_text())
+    arguments, modules, uv_hook, with_ray = json.loads((tmp_path / "told").read_text())
     assert arguments == ["flwr-clientapp", told]
     assert {"torch", *warm.PRELOADED[served]} <= set(modules)
     assert not [m for m in modules if m.partition(".")[0] in ("fl_app", "strategies")]
     if "ray" in modules:
         assert uv_hook is False, "Flower was imported too late for Ray to heed it"
+        assert with_ray is False, "Ray has read by then what a node is started for"
+        assert "ray.dashboard.consts" not in modules, "it reads how agents end"
 
 
 def starting(launched: list[Any]) -> warm.Launch:
@@ -162,6 +169,37 @@ def test_known_tasks_are_forked(
     assert sys.argv == arguments
 
 
+def code_of(given: ExecutionSpec) -> str:
+    """Return what a forked process executes."""
+    codes: list[str] = []
+
+    class Noted:
+        def __init__(self, target: Any, args: Any, name: str) -> None:
+            assert target is exec
+            codes.append(args[0])
+
+        def start(self) -> None:
+            """Not here."""
+
+    launch = warm._forking(SimpleNamespace(Process=Noted), starting([]))  # type: ignore[arg-type]
+    launch(None, given)
+    return codes[0]
+
+
+def test_no_two_forks_draw_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Flower's noise for differential privacy would be."""
+    monkeypatch.setattr(
+        warm, "_FORKED", {"flwr-clientapp": "from numpy.random import rand"}
+    )
+    drawn = []
+    for _ in range(2):
+        numpy.random.seed(0)  # noqa: NPY002 - the state that each fork finds
+        found: dict[str, Any] = {}
+        exec(code_of(spec()).replace("run()", "drawn = run()"), found)
+        drawn.append(found["drawn"])
+    assert drawn[0] != drawn[1]
+
+
 @pytest.mark.parametrize("silent", [False, True])
 def test_what_is_to_be_silent_is(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, silent: bool
@@ -175,22 +213,12 @@ def test_what_is_to_be_silent_is(
         "    os.system('echo said')\n"
     )
     monkeypatch.setattr(warm, "_FORKED", {"flwr-simulation": "from told import run"})
-    code: list[str] = []
-
-    class Noted:
-        def __init__(self, target: Any, args: Any, name: str) -> None:
-            assert target is exec
-            code.append(args[0])
-
-        def start(self) -> None:
-            """Not here."""
-
-    context = SimpleNamespace(Process=Noted)
-    launch = warm._forking(context, starting([]))  # type: ignore[arg-type]
-    launch(None, spec(task_type=TaskType.SIMULATION, suppress_output=silent))
-    (tmp_path / "_fl_app_ray_processes.py").write_text("TOOLS = start = print")
+    code = code_of(spec(task_type=TaskType.SIMULATION, suppress_output=silent))
+    (tmp_path / "_fl_app_ray_processes.py").write_text(
+        "TOOLS = 0\n\ndef start(variable):\n    pass\n"
+    )
     done = subprocess.run(
-        [sys.executable, "-c", code[0]], capture_output=True, check=True, cwd=tmp_path
+        [sys.executable, "-c", code], capture_output=True, check=True, cwd=tmp_path
     )
     assert bool(done.stdout or done.stderr) is not silent
 
@@ -214,6 +242,15 @@ def test_the_server_imports_before_there_is_something_to_do(
     monkeypatch.setattr(sys, "argv", ["flower-superexec", served, "--insecure"])
     warm.main()
     assert happened == ["server", [["flower-superexec", "--insecure"], True]]
+
+
+def test_what_brings_its_own_packages_is_started_as_flower_does() -> None:
+    """Else it would run with those of the environment, which are in memory."""
+    launched: list[ExecutionSpec] = []
+    launch = warm._forking(SimpleNamespace(Process=None), starting(launched))  # type: ignore[arg-type]
+    own = spec(runtime_dependency_install=True)
+    launch(None, own)
+    assert launched == [own]
 
 
 def test_after_an_upgrade_tasks_are_started_as_flower_does(

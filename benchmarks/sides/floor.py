@@ -26,6 +26,8 @@ from torch.nn import functional
 
 from fl_app import models, task
 
+_IDLE_SECONDS = 300.0
+
 
 def main() -> None:
     """Measure, and write the seconds of each round."""
@@ -104,7 +106,7 @@ def work(
     draws = np.random.default_rng(case["seed"])
     for round in itertools.count():
         cohort = draws.permutation(case["num_clients"])[: case["cohort"]]
-        barrier.wait()
+        barrier.wait(_IDLE_SECONDS)  # who asked may be gone
         start = time.monotonic()
         for client in cohort[rank::number]:
             if naive:

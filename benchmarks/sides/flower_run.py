@@ -20,8 +20,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -70,8 +70,7 @@ class Home:
 
     def __exit__(self, *_: object) -> None:
         self._others.clear()  # a number may be another process's by now
-        for pid, _ in self._processes():
-            os.kill(pid, signal.SIGTERM)
+        _signal([pid for pid, _ in self._processes()], signal.SIGTERM)
         deadline = time.monotonic() + 20
         while self._processes() and time.monotonic() < deadline:
             time.sleep(0.2)
@@ -98,20 +97,19 @@ class Home:
     @contextmanager
     def stopped(self) -> Iterator[None]:
         """Stop all processes meanwhile."""
-        stopped = [pid for pid, _ in self._processes()]
-        for pid in stopped:
-            os.kill(pid, signal.SIGSTOP)
+        processes = [pid for pid, _ in self._processes()]
         try:
+            _signal(processes, signal.SIGSTOP)
             yield
         finally:
-            for pid in stopped:
-                os.kill(pid, signal.SIGCONT)
+            _signal(processes, signal.SIGCONT)
 
     def _watch(self, stop: threading.Event) -> None:
         while not stop.wait(self._look_seconds):
             self.peak_bytes = max(self.peak_bytes, self._bytes())
 
     def _processes(self) -> list[tuple[int, Path]]:
+        """Return the processes with this home in their environment."""
         mark = f"FLWR_HOME={self.folder / 'flwr'}\0".encode()
         found = []
         for process in Path("/proc").glob("[0-9]*"):
@@ -136,6 +134,12 @@ class Home:
                 continue
             total += sum(int(x.split()[1]) for x in lines if x.startswith("Pss:"))
         return total * 1024
+
+
+def _signal(processes: Sequence[int], number: signal.Signals) -> None:
+    for pid in processes:
+        with suppress(ProcessLookupError):  # ended meanwhile
+            os.kill(pid, number)
 
 
 def ours(
@@ -243,6 +247,7 @@ def plain(home: Home, case: Mapping[str, Any], *, pinned: bool) -> dict[str, Any
     }
     nodes = f"num-supernodes={case['num_clients']}"
     nodes += " client-resources-num-cpus=1" if pinned else ""
+    home.variables["FL_APP_WARM"] = "0"  # all processes started as Flower does
     if not pinned:
         home.variables.pop("OMP_NUM_THREADS", None)
     home.command(

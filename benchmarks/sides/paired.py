@@ -48,14 +48,16 @@ def main() -> None:
         figures = ours(home, case, turn)
     first, *later = figures["seconds"]
     measured = zip(later, alone[1:], pauses, figures["evaluation_seconds"], strict=True)
-    within = [
-        (seconds - pause, other, beyond)
-        for seconds, other, pause, beyond in measured
-        if beyond < pause
-    ]
-    if not within:
+    net, others, beyond = [], [], []
+    for seconds, other, pause, evaluation in measured:
+        if evaluation < pause:
+            net.append(seconds - pause)
+            others.append(other)
+            beyond.append(evaluation)
+        else:
+            beyond.append(evaluation - pause)
+    if not net:
         raise SystemExit(f"no round was under way when it was to pause: {figures}")
-    net, others, beyond = (list(each) for each in zip(*within, strict=True))
     ours_then = figures | {"seconds": [first, *net], "evaluation_seconds": beyond}
     found = {"ours": ours_then, "floor": {"seconds": [alone[0], *others]}}
     Path(arguments.output).write_text(json.dumps(found))
