@@ -8,7 +8,7 @@ def draw(found: Mapping[str, Any], names: Mapping[str, str]) -> bytes:
     """Return a PNG: seconds of a round by case and side; growth with the clients."""
     from fl_app import plots
 
-    figure = plots.new_figure(10, 4)
+    figure = plots.new_figure(10, 4.4)
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     cases = found.get("cases", {})
     kinds = [kind for kind in names if any(kind in sides for sides in cases.values())]
@@ -29,7 +29,7 @@ def draw(found: Mapping[str, Any], names: Mapping[str, str]) -> bytes:
     left.minorticks_off()
     left.set_xlim(0.2, 1.6 * longest)  # and room for the last figure
     left.set_xlabel("seconds of a round")
-    left.legend(fontsize=8)
+    left.legend(fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     grown = list(found.get("growth", {}).values())
     if grown:
         clients = [each["clients"] for each in grown]
