@@ -43,10 +43,10 @@ serve: $(STAMP) ## serve the runs and their models at http://127.0.0.1:8000
 
 test: $(STAMP) ## run all tests, or those that ARGS choose
 	@# What -m chooses may be such as wants the machine to itself.
-	$(BIN)/pytest $(if $(filter -m,$(ARGS)),,-n 2 --dist loadfile) $(ARGS)
+	$(BIN)/pytest $(if $(filter -m,$(ARGS)),,-n 2 --dist loadfile --max-worker-restart 0) $(ARGS)
 
 faults: $(STAMP) ## real nodes that fail, and twenty runs that are killed and resumed (40 minutes)
-	$(BIN)/pytest -m "faults or kills" $(ARGS)
+	$(BIN)/pytest -m "faults or kills" -o faulthandler_timeout=7200 $(ARGS)
 
 bench: $(STAMP) ## measure against others: make bench ARGS='--data-dir DIR'
 	$(BIN)/python -m benchmarks.bench $(ARGS)

@@ -28,6 +28,7 @@ from fl_app.network import free_port
 from fl_app.serving import jobs as job_files
 from fl_app.serving import service, train_routes
 from fl_app.serving.app import Settings, create
+from fl_app.serving.catalogue import is_held
 from fl_app.serving.jobs import MAX_QUEUED, Jobs, QueueFullError
 from tests.conftest import PROJECT
 from tests.test_cli import FL_APP
@@ -127,6 +128,28 @@ def test_another_service_takes_up_what_the_first_left(queue: Jobs) -> None:
     let(queue, 0, 1, 2)
     until(queue.advance)  # `a` is done: this takes its exit status, too
     assert [job.id for job in later.queued()] == []
+
+
+def test_two_services_start_a_training_once(queue: Jobs) -> None:
+    """Of one folder, at the same time: the other's would be in no file."""
+    services = [queue, *(Jobs(queue._results, PROJECT, nodes=2) for _ in range(5))]
+    for name in "abcdef":
+        job = queue.submit(QUICK | {"run-name": name})
+        with ThreadPoolExecutor(len(services)) as pool:
+            begun = [one for one in pool.map(Jobs.advance, services) if one]
+        assert begun == [queue.find(name)]
+        for one in services:
+            one.stop(job)
+        until(lambda: services[0].running() is None)
+
+
+def test_whether_a_run_goes_on_can_be_asked_by_many(queue: Jobs) -> None:
+    """Each holds it for a moment, which is not to be taken for the run."""
+    folder = RunFolder(queue._results / "one")
+    (folder.path / "checkpoint").mkdir(parents=True)
+    (folder.path / "checkpoint" / ".lock").touch()
+    with ThreadPoolExecutor(8) as pool:
+        assert not any(pool.map(is_held, [folder] * 400))
 
 
 def test_a_training_is_not_told_the_services_secret(
@@ -434,7 +457,7 @@ def test_a_run_whose_process_is_gone_is_stopped_in_flower(
     assert told == [2**64 - 1] * 2
     error = until(folder.error)
     assert error["type"] == "StoppedError"
-    assert client.get("/runs/one").json()["status"] == "stopped"
+    until(lambda: client.get("/runs/one").json()["status"] == "stopped")
 
 
 def test_a_run_that_was_stopped_goes_on(queue: Jobs, client: TestClient) -> None:

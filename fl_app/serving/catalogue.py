@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import threading
 from enum import StrEnum
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from fl_app.artifacts import MODEL, RunFolder, StoppedError
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _NAMED = {"dataset", "model", "strategy", "seed"}
 """Options that are told of each run."""
+
+_ONE_AT_A_TIME = threading.Lock()
+"""Who looks whether a run is held holds it for a moment: another would be misled."""
 
 
 class Status(StrEnum):
@@ -83,7 +87,7 @@ def is_held(folder: RunFolder) -> bool:
     if not lock.exists():
         return False
     try:
-        with FileLock(lock, timeout=0):
+        with _ONE_AT_A_TIME, FileLock(lock, timeout=0):
             return False
     except Timeout:
         return True

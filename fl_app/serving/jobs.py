@@ -14,12 +14,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tomlkit
+from filelock import FileLock
 
 from fl_app import artifacts, environment, resuming, running, simulation
 from fl_app.artifacts import RunFolder, write_atomically
@@ -93,7 +94,7 @@ class Jobs:
         self._nodes = nodes or environment.default_nodes()
         self._federation = federation
         self._started: dict[str, subprocess.Popen[bytes]] = {}
-        self._lock = threading.Lock()  # of the jobs' files
+        self._lock = threading.Lock()  # of the jobs' files, see `_alone`
 
     def submit(self, given: Options) -> Job:
         """Queue a training.
@@ -104,7 +105,7 @@ class Jobs:
         """
         options, resolved = self._checked(given)
         job = Job(str(resolved["run-name"]), options, resolved, time.time())
-        with self._lock:
+        with self._alone():
             earlier = self.find(job.id)
             if earlier is not None and not self._is_over(earlier):
                 what = "still going on" if given.get("resume") else "taken"
@@ -113,7 +114,6 @@ class Jobs:
                 raise QueueFullError(
                     f"{MAX_QUEUED} trainings wait already: try again when one is done"
                 )
-            self._folder.mkdir(parents=True, exist_ok=True)
             self._forget()
             self._write(job)
         return job
@@ -216,8 +216,21 @@ class Jobs:
 
     def advance(self) -> Job | None:
         """Start the oldest job that waits, if none is going on; return it."""
-        with self._lock:
+        if not self.queued():
+            return None
+        with self._alone():
             return self._advance()
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Be the only one that changes jobs, in this service or another of the folder.
+
+        Two that start one job would leave a process that no file knows of.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self._folder / ".lock", poll_interval=0.01)
+        with self._lock, lock:
+            yield
 
     def _advance(self) -> Job | None:
         waiting = self.queued()
@@ -260,7 +273,7 @@ class Jobs:
         Raises:
             click.ClickException: Flower's SuperLink cannot be reached.
         """
-        with self._lock:
+        with self._alone():
             return self._stop(self.find(job.id) or job)
 
     def _stop(self, job: Job) -> bool:
