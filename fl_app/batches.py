@@ -42,6 +42,17 @@ class Examples:
             return self
         return Examples(self.images[self.chosen], self.labels[self.chosen])
 
+    def on(self, device: torch.device) -> "Examples":
+        """Return them in the device's memory, to stay there for all that is to come.
+
+        As they are where they would take more than half of what is free in a GPU's.
+        """
+        size = self.images.nbytes + self.labels.nbytes
+        if device.type == "cuda" and size > torch.cuda.mem_get_info(device)[0] // 2:
+            return self
+        chosen = None if self.chosen is None else self.chosen.to(device)
+        return Examples(self.images.to(device), self.labels.to(device), chosen)
+
 
 @dataclass(frozen=True)
 class Normalisation:
@@ -108,14 +119,15 @@ class Batches:
         """Where in the images the client's are; None once they are gathered."""
         if self._chosen is not None:
             labels = labels.index_select(0, self._chosen)
-            if not batch_by_batch:
+            if not batch_by_batch or images.device != device:
                 images = images.index_select(0, self._chosen)
                 self._chosen = None
         self._labels = labels.to(device)
         if self._ready:
             images = normalise(images.to(device, torch.float32))
-        elif augment is None:  # an image a row, its pixels in the order of the batches'
+        else:
             images = images.to(device)
+        if not self._ready and augment is None:  # a row each, pixels as in batches
             if not images_last:
                 images = images.permute(0, 2, 3, 1)
             images = images.reshape(len(images), -1)
@@ -129,7 +141,8 @@ class Batches:
     def epoch(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield inputs (B, C, H, W) float32 and targets (B,); the last may be fewer."""
         order = torch.randperm(len(self._labels), generator=self._draws)
-        labels = self._labels.index_select(0, order.to(self._device))
+        order = order.to(self._device)
+        labels = self._labels.index_select(0, order)
         if self._ready:
             inputs = self._of_normalised(order, batch_size)
         elif self._augment is not None:
@@ -146,7 +159,7 @@ class Batches:
 
     def _of_normalised(self, order: Tensor, batch_size: int) -> Iterator[Tensor]:
         """Yield views of one gather for the whole epoch."""
-        images = self._images.index_select(0, order.to(self._device))
+        images = self._images.index_select(0, order)
         images = images.contiguous(memory_format=LAYOUT)
         yield from torch.split(images, batch_size)
 
@@ -157,7 +170,7 @@ class Batches:
             each.view(-1).repeat(height * width)
             for each in _affine(self._normalise, self._device)
         )
-        for chosen in torch.split(order.to(self._device), batch_size):
+        for chosen in torch.split(order, batch_size):
             pixels = self._images.index_select(0, chosen).to(torch.float32)
             pixels.sub_(shift).mul_(factor)
             yield pixels.view(-1, height, width, channels).permute(0, 3, 1, 2)
@@ -167,7 +180,7 @@ class Batches:
         channels, height, width = self._shape
         affine = _affine(self._normalise, self._device)
         shift, factor = (each.view(-1, 1) for each in affine)
-        for chosen in torch.split(places.to(self._device), batch_size):
+        for chosen in torch.split(places, batch_size):
             rows = self._images.index_select(0, chosen)
             pixels = torch.empty((rows.shape[1], len(rows)), device=self._device)
             pixels.copy_(rows.t())
@@ -178,8 +191,8 @@ class Batches:
         self, places: Tensor, batch_size: int, augment: Augment
     ) -> Iterator[Tensor]:
         for chosen in torch.split(places, batch_size):
-            images = self._images.index_select(0, chosen.to(self._images.device))
-            pixels = augment(images.to(self._device, torch.float32), self._draws)
+            images = self._images.index_select(0, chosen)
+            pixels = augment(images.to(torch.float32), self._draws)
             yield self._laid_out(self._normalise(pixels))
 
     def _laid_out(self, inputs: Tensor) -> Tensor:

@@ -36,11 +36,12 @@ class GlobalTest:
         if training is not None:
             images = dataset.train_images[training]
             labels = dataset.train_labels[training]
-        self._examples = task.Examples(torch.tensor(images), torch.tensor(labels))
         self._num_classes = len(info.class_names)
         self._model = task.place(
             models.build(info.model, info.input_shape, self._num_classes, seed=0)
         )
+        examples = task.Examples(torch.tensor(images), torch.tensor(labels))
+        self._examples = examples.on(task.device())
         self._normalise = task.Normalisation(info.mean, info.std, info.full_scale)
 
     def __call__(self, arrays: Arrays) -> "Evaluation | None":

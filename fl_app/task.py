@@ -32,6 +32,7 @@ __all__ = [
     "Snapshot",
     "Term",
     "TrainOptions",
+    "device",
     "evaluate",
     "get_arrays",
     "place",
@@ -240,20 +241,22 @@ def evaluate(
     """Return loss and accuracy over the examples, in eval mode, `chunk` at a time."""
     model.eval()
     examples = examples.gathered()
-    loss = torch.zeros((), dtype=torch.float64)
-    correct = torch.zeros(num_classes, dtype=torch.int64)
+    every = examples.labels.to(next(model.parameters()).device)
+    loss = torch.zeros((), dtype=torch.float64, device=every.device)
+    right = torch.zeros_like(every, dtype=torch.bool)
     if convolutional.network(model):
         chunk = min(chunk, _CHUNK_OF_SMALL)
-    images, labels_of = (
+    images, labels_of, right_of = (
         torch.split(each, chunk) if len(examples) else ()
-        for each in (examples.images, examples.labels)
+        for each in (examples.images, every, right)
     )
     found = _logits(model, images, normalise)
-    for logits, labels in zip(found, labels_of, strict=True):
+    for logits, labels, hit in zip(found, labels_of, right_of, strict=True):
         loss += F.cross_entropy(logits, labels, reduction="sum")
-        hits = labels[logits.argmax(dim=1) == labels]
-        correct += torch.bincount(hits, minlength=num_classes)
-    count = torch.bincount(examples.labels, minlength=num_classes)
+        torch.eq(logits.argmax(dim=1), labels, out=hit)
+    # Nothing until here has had to wait for what a GPU found.
+    correct = torch.bincount(every[right], minlength=num_classes)
+    count = torch.bincount(every, minlength=num_classes)
     return Evaluation(
         num_examples=len(examples),
         num_correct=int(correct.sum()),
@@ -266,14 +269,14 @@ def evaluate(
 def _logits(
     model: nn.Module, chunks: Sequence[torch.Tensor], normalise: Normalisation
 ) -> Iterator[torch.Tensor]:
-    """Yield the outputs for each chunk of images, (B, num_classes), on the CPU."""
+    """Yield the outputs for each chunk of images, (B, num_classes)."""
     device = next(model.parameters()).device
 
     def of(images: torch.Tensor) -> torch.Tensor:
         inputs = normalise(images.to(device, torch.float32))
         if network := convolutional.network(model):
             return network.logits(inputs)
-        return model(inputs.contiguous(memory_format=LAYOUT)).cpu()  # type: ignore[no-any-return]
+        return model(inputs.contiguous(memory_format=LAYOUT))  # type: ignore[no-any-return]
 
     threads = torch.get_num_threads()
     if threads == 1 or len(chunks) == 1 or convolutional.network(model) is None:
@@ -310,20 +313,27 @@ def set_arrays(model: nn.Module, arrays: Mapping[str, np.ndarray[Any, Any]]) -> 
             tensor.copy_(source)
 
 
+def device() -> torch.device:
+    """Return the device this process was given: a GPU if it sees one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def place(model: nn.Module) -> nn.Module:
-    """Return the model on the device this process was given.
+    """Return the model on this process's `device`.
 
     In one piece of memory where `resident` can do that; channels-last, which PyTorch's
-    convolutions are fastest with, but for chains that `convolutional` can compute. The
-    device is a GPU if the process sees one, else the CPU.
+    convolutions are fastest with, but for chains that `convolutional` can compute.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.type == "cuda":  # convolutions that give the same bits each time
+    given = device()
+    if given.type == "cuda":
+        # Convolutions that give the same bits each time, and of float32: TensorFloat-32
+        # has 10 bits of a number's 23. Who would have speed has bfloat16.
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.benchmark = False
-    else:
+        torch.backends.cudnn.allow_tf32 = False
+    elif given.type == "cpu":
         _keep_freed_memory()
-    model = model.to(device)
+    model = model.to(given)
     if convolutional.network(model) is None:
         model = model.to(memory_format=LAYOUT)
     gather(model)

@@ -13,7 +13,7 @@ from fl_app.data import private
 from strategies import wire
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from fl_app.data.datasets import Dataset
     from fl_app.data.partition import Partition
@@ -41,10 +41,12 @@ class Workspace(Hosted):
     """Of the model, as many as were trained together so far."""
 
     @cached_property
-    def training_examples(self) -> "tuple[Tensor, Tensor]":
-        """The data set's images and labels, where they are in memory; only read."""
+    def training_examples(self) -> "Examples":
+        """The data set's, in memory, the device's own if they fit there; only read."""
         import numpy as np
         import torch
+
+        from fl_app import task
 
         of = self.dataset
         with warnings.catch_warnings():  # a mapped file that cannot be written to
@@ -53,7 +55,7 @@ class Workspace(Hosted):
                 torch.from_numpy(np.asarray(array))
                 for array in (of.train_images, of.train_labels)
             )
-        return images, labels
+        return task.Examples(images, labels).on(task.device())
 
     def num_examples(self, client: int) -> int:
         """Return the number of a client's training examples."""
@@ -140,5 +142,6 @@ def examples_of(space: Workspace, indices: Any) -> "Examples":
 
     from fl_app.task import Examples
 
-    images, labels = space.training_examples
-    return Examples(images, labels, torch.from_numpy(indices))
+    every = space.training_examples
+    chosen = torch.from_numpy(indices).to(every.images.device)
+    return Examples(every.images, every.labels, chosen)

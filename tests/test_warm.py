@@ -40,6 +40,25 @@ def spec(**given: Any) -> ExecutionSpec:
     return ExecutionSpec(**{k: v for k, v in (fields | given).items() if k in known})
 
 
+@pytest.mark.parametrize("served", warm.PRELOADED)
+def test_no_gpu_is_opened_by_what_is_imported_ahead(served: str) -> None:
+    """What a process knows of one is of no use to its forks."""
+    modules = [name for name in warm.PRELOADED[served] if name != "_fl_app_ray_nodes"]
+    code = (
+        "import importlib, torch\n"
+        "def opened(*_): raise AssertionError('a GPU is opened')\n"
+        "torch._C._cuda_init = torch._C._cuda_getDeviceCount = opened\n"
+        "torch.cuda._is_compiled = lambda: True\n"
+        f"for name in {modules!r}: importlib.import_module(name)\n"
+        "try: torch.cuda.is_available()\n"
+        "except AssertionError: print('seen')\n"  # as it would have been before
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.returncode) == ("seen\n", 0), done.stderr
+
+
 @pytest.mark.parametrize("command", warm._FORKED)
 @pytest.mark.parametrize("given", SPECS)
 def test_the_arguments_are_flowers_own(

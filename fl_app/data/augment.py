@@ -54,16 +54,17 @@ def flip_crop(pixels: "Tensor", draws: "torch.Generator") -> "Tensor":
     batch, channels, height, width = pixels.shape
     border = [int(PADDING * side + 0.5) for side in (height, width)]
     padded = F.pad(pixels, (border[1], border[1], border[0], border[0]))
-    drawn = torch.rand((3, batch, 1), generator=draws)
-    rows = (drawn[0] * (2 * border[0] + 1)).long() + torch.arange(height)
-    columns = torch.arange(width).expand(batch, -1)
+    drawn = torch.rand((3, batch, 1), generator=draws).to(pixels.device)
+    down, across = (torch.arange(n, device=pixels.device) for n in (height, width))
+    rows = (drawn[0] * (2 * border[0] + 1)).long() + down
+    columns = across.expand(batch, -1)
     columns = torch.where(drawn[2] < 0.5, columns.flip(1), columns)
     columns = (drawn[1] * (2 * border[1] + 1)).long() + columns
     index = (rows[:, :, None] * padded.shape[3] + columns[:, None, :]).view(
         batch, 1, -1
     )
-    index = index.to(pixels.device).expand(-1, channels, -1)
-    return padded.flatten(2).gather(2, index).view(pixels.shape)
+    chosen = padded.flatten(2).gather(2, index.expand(-1, channels, -1))
+    return chosen.view(pixels.shape)
 
 
 AUGMENTATIONS = {"rotate-shift": rotate_shift, "flip-crop": flip_crop}
