@@ -285,8 +285,25 @@ def _one_line(error: ValidationError) -> str:
         else:
             reason = item["msg"].removeprefix("Value error, ")
             reason = reason.replace("Input should", "should")
+            if item["type"].startswith(("int_", "float_", "finite_")):
+                reason += _bounds(option)  # else only a number out of them is told
             lines.append(f"{option} = {item['input']!r} is not allowed: {reason}")
     return "; ".join(lines)
+
+
+_BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
+
+
+def _bounds(option: str) -> str:
+    """Return where an option's numbers lie, as a sentence's end."""
+    field = RunConfig.model_fields.get(option.replace("-", "_"))
+    said = [
+        f"{words} {getattr(bound, name)}"
+        for bound in (field.metadata if field else ())
+        for name, words in _BOUNDS.items()
+        if hasattr(bound, name)
+    ]
+    return f", {' and '.join(said)}" if said else ""
 
 
 def project_path(value: str, option: str) -> Path:
