@@ -17,6 +17,11 @@ _NORMALISED_AT_ONCE = 2**20
 """Values of a client (4 MiB) that are normalised before its epochs: what a core's cache
 holds. More of them would be written to memory and fetched again, several times over."""
 
+_SHARE_OF_DEVICE = 1 / 16
+"""Of a GPU's memory, for a data set. Several processes may share the GPU, each with a
+copy, and a client's part is gathered beside it. Of all and not of the free memory: what
+is free depends on who else has begun."""
+
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 """Changes a float batch (B, C, H, W) in [0, 255], each image by its own draw."""
 
@@ -42,13 +47,15 @@ class Examples:
             return self
         return Examples(self.images[self.chosen], self.labels[self.chosen])
 
-    def on(self, device: torch.device) -> "Examples":
+    def to(self, device: torch.device) -> "Examples":
         """Return them in the device's memory, to stay there for all that is to come.
 
-        As they are where they would take more than half of what is free in a GPU's.
+        As they are where they would take more than `_SHARE_OF_DEVICE` of a GPU's.
         """
-        size = self.images.nbytes + self.labels.nbytes
-        if device.type == "cuda" and size > torch.cuda.mem_get_info(device)[0] // 2:
+        if device.type == "cpu":
+            return self
+        memory = torch.get_device_module(device).mem_get_info(device)[1]
+        if self.images.nbytes + self.labels.nbytes > memory * _SHARE_OF_DEVICE:
             return self
         chosen = None if self.chosen is None else self.chosen.to(device)
         return Examples(self.images.to(device), self.labels.to(device), chosen)
@@ -119,15 +126,14 @@ class Batches:
         """Where in the images the client's are; None once they are gathered."""
         if self._chosen is not None:
             labels = labels.index_select(0, self._chosen)
-            if not batch_by_batch or images.device != device:
+            if not batch_by_batch:
                 images = images.index_select(0, self._chosen)
                 self._chosen = None
         self._labels = labels.to(device)
         if self._ready:
-            images = normalise(images.to(device, torch.float32))
-        else:
+            images = normalise(images.to(device).to(torch.float32))
+        elif augment is None:  # an image a row, its pixels in the order of the batches'
             images = images.to(device)
-        if not self._ready and augment is None:  # a row each, pixels as in batches
             if not images_last:
                 images = images.permute(0, 2, 3, 1)
             images = images.reshape(len(images), -1)
@@ -141,8 +147,10 @@ class Batches:
     def epoch(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield inputs (B, C, H, W) float32 and targets (B,); the last may be fewer."""
         order = torch.randperm(len(self._labels), generator=self._draws)
-        order = order.to(self._device)
-        labels = self._labels.index_select(0, order)
+        there = order.to(self._device, non_blocking=True)
+        labels = self._labels.index_select(0, there)
+        if self._images.device == self._device:
+            order = there
         if self._ready:
             inputs = self._of_normalised(order, batch_size)
         elif self._augment is not None:
@@ -192,7 +200,7 @@ class Batches:
     ) -> Iterator[Tensor]:
         for chosen in torch.split(places, batch_size):
             images = self._images.index_select(0, chosen)
-            pixels = augment(images.to(torch.float32), self._draws)
+            pixels = augment(images.to(self._device).to(torch.float32), self._draws)
             yield self._laid_out(self._normalise(pixels))
 
     def _laid_out(self, inputs: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ class GlobalTest:
             models.build(info.model, info.input_shape, self._num_classes, seed=0)
         )
         examples = task.Examples(torch.tensor(images), torch.tensor(labels))
-        self._examples = examples.on(task.device())
+        self._examples = examples.to(task.default_device())
         self._normalise = task.Normalisation(info.mean, info.std, info.full_scale)
 
     def __call__(self, arrays: Arrays) -> "Evaluation | None":

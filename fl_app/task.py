@@ -32,7 +32,7 @@ __all__ = [
     "Snapshot",
     "Term",
     "TrainOptions",
-    "device",
+    "default_device",
     "evaluate",
     "get_arrays",
     "place",
@@ -215,12 +215,13 @@ def optimizer(
 @contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[torch.Generator]:
     """Seed torch's global generator within the block; yield one of our own, on CPU."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    on_cpu = device.type == "cpu"
+    others = ((), "cuda") if on_cpu else ([device], device.type)
+    with torch.random.fork_rng(others[0], device_type=others[1]):
         # As torch.manual_seed does, which walks the stack for each device not there.
         torch.default_generator.manual_seed(seed)
-        if devices:
-            torch.cuda.manual_seed(seed)
+        if not on_cpu:
+            torch.get_device_module(device).manual_seed(seed)
         yield draws_of(seed)
 
 
@@ -241,22 +242,22 @@ def evaluate(
     """Return loss and accuracy over the examples, in eval mode, `chunk` at a time."""
     model.eval()
     examples = examples.gathered()
-    every = examples.labels.to(next(model.parameters()).device)
-    loss = torch.zeros((), dtype=torch.float64, device=every.device)
-    right = torch.zeros_like(every, dtype=torch.bool)
+    targets = examples.labels.to(next(model.parameters()).device)
+    loss = torch.zeros((), dtype=torch.float64, device=targets.device)
+    is_correct = torch.zeros_like(targets, dtype=torch.bool)
     if convolutional.network(model):
         chunk = min(chunk, _CHUNK_OF_SMALL)
     images, labels_of, right_of = (
         torch.split(each, chunk) if len(examples) else ()
-        for each in (examples.images, every, right)
+        for each in (examples.images, targets, is_correct)
     )
     found = _logits(model, images, normalise)
-    for logits, labels, hit in zip(found, labels_of, right_of, strict=True):
+    for logits, labels, right in zip(found, labels_of, right_of, strict=True):
         loss += F.cross_entropy(logits, labels, reduction="sum")
-        torch.eq(logits.argmax(dim=1), labels, out=hit)
-    # Nothing until here has had to wait for what a GPU found.
-    correct = torch.bincount(every[right], minlength=num_classes)
-    count = torch.bincount(every, minlength=num_classes)
+        torch.eq(logits.argmax(dim=1), labels, out=right)
+    labels = targets.cpu()  # counted there: on a GPU each count is waited for
+    correct = torch.bincount(labels[is_correct.cpu()], minlength=num_classes)
+    count = torch.bincount(labels, minlength=num_classes)
     return Evaluation(
         num_examples=len(examples),
         num_correct=int(correct.sum()),
@@ -273,7 +274,7 @@ def _logits(
     device = next(model.parameters()).device
 
     def of(images: torch.Tensor) -> torch.Tensor:
-        inputs = normalise(images.to(device, torch.float32))
+        inputs = normalise(images.to(device).to(torch.float32))
         if network := convolutional.network(model):
             return network.logits(inputs)
         return model(inputs.contiguous(memory_format=LAYOUT))  # type: ignore[no-any-return]
@@ -313,27 +314,30 @@ def set_arrays(model: nn.Module, arrays: Mapping[str, np.ndarray[Any, Any]]) -> 
             tensor.copy_(source)
 
 
-def device() -> torch.device:
+def default_device() -> torch.device:
     """Return the device this process was given: a GPU if it sees one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
 
 
 def place(model: nn.Module) -> nn.Module:
-    """Return the model on this process's `device`.
+    """Return the model on this process's device.
 
     In one piece of memory where `resident` can do that; channels-last, which PyTorch's
     convolutions are fastest with, but for chains that `convolutional` can compute.
     """
-    given = device()
-    if given.type == "cuda":
+    device = default_device()
+    if device.type == "cuda":
         # Convolutions that give the same bits each time, and of float32: TensorFloat-32
         # has 10 bits of a number's 23. Who would have speed has bfloat16.
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.allow_tf32 = False
-    elif given.type == "cpu":
+        torch.backends.cuda.matmul.allow_tf32 = False
+    elif device.type == "cpu":
         _keep_freed_memory()
-    model = model.to(given)
+    model = model.to(device)
     if convolutional.network(model) is None:
         model = model.to(memory_format=LAYOUT)
     gather(model)

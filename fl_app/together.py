@@ -279,7 +279,8 @@ class _Stack:
         self._move(active)
         for place, (_, real) in enumerate(batches):
             self._seen[place] += len(real)
-        sizes = torch.tensor([len(real) for _, real in batches], device=losses.device)
+        sizes = torch.tensor([len(real) for _, real in batches])
+        sizes = sizes.to(losses.device, non_blocking=True)
         self._total[:active].add_(losses.detach() * sizes)
         self._taken += 1
 

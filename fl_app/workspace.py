@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from flwr.app import ConfigRecord, Context, Message
 
+from fl_app import processes
 from fl_app.config import RunConfig
 from fl_app.data import private
 from strategies import wire
@@ -55,7 +56,10 @@ class Workspace(Hosted):
                 torch.from_numpy(np.asarray(array))
                 for array in (of.train_images, of.train_labels)
             )
-        return task.Examples(images, labels).on(task.device())
+        every = task.Examples(images, labels)
+        if processes.for_one_message():  # most of them would be moved in vain
+            return every
+        return every.to(task.default_device())
 
     def num_examples(self, client: int) -> int:
         """Return the number of a client's training examples."""

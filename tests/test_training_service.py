@@ -100,6 +100,7 @@ def let(queue: Jobs, *rounds: int) -> None:
         (queue._results / f"go-{number}").touch()
 
 
+ADDRESS = "http://127.0.0.1"
 QUICK: dict[str, Any] = {"num-server-rounds": 2, "seed": 1}
 
 
@@ -133,7 +134,7 @@ def test_another_service_takes_up_what_the_first_left(queue: Jobs) -> None:
 def test_two_services_start_a_training_once(queue: Jobs) -> None:
     """Of one folder, at the same time: the other's would be in no file."""
     services = [queue, *(Jobs(queue._results, PROJECT, nodes=2) for _ in range(5))]
-    for name in "abcdef":
+    for name in "abc":
         job = queue.submit(QUICK | {"run-name": name})
         with ThreadPoolExecutor(len(services)) as pool:
             begun = [one for one in pool.map(Jobs.advance, services) if one]
@@ -150,6 +151,33 @@ def test_whether_a_run_goes_on_can_be_asked_by_many(queue: Jobs) -> None:
     (folder.path / "checkpoint" / ".lock").touch()
     with ThreadPoolExecutor(8) as pool:
         assert not any(pool.map(is_held, [folder] * 400))
+
+
+def test_what_one_service_ended_another_goes_on_with(queue: Jobs) -> None:
+    """The first knows its own process alone, which has ended."""
+    first, second = queue, Jobs(queue._results, PROJECT, nodes=2)
+    first.submit(QUICK | {"run-name": "one", "seed": 13})  # which fails
+    failed = first.advance()
+    assert failed is not None
+    until(lambda: not first.is_alive(failed))
+    second.submit(QUICK | {"run-name": "one"})
+    begun = second.advance()
+    assert begun is not None
+    assert first.is_alive(begun)
+    assert first.running() == begun
+
+
+def test_a_service_that_keeps_the_trainings_is_told_of(
+    queue: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_files, "_PATIENCE", 0.1)
+    settings = Settings(queue._results, PROJECT)
+    queue.submit({"run-name": "one"})
+    with queue._alone(), TestClient(create(settings), base_url=ADDRESS) as client:
+        for path in ("/train", "/runs/one/stop"):
+            answer = client.post(path)
+            assert answer.status_code == 503
+            assert "another service" in answer.json()["detail"]
 
 
 def test_a_training_is_not_told_the_services_secret(
@@ -216,9 +244,8 @@ def test_a_name_is_taken_once(queue: Jobs) -> None:
 
 @pytest.fixture
 def client(queue: Jobs) -> Iterator[TestClient]:
-    with TestClient(
-        create(Settings(queue._results, PROJECT)), base_url="http://127.0.0.1"
-    ) as found:
+    settings = Settings(queue._results, PROJECT)
+    with TestClient(create(settings), base_url=ADDRESS) as found:
         yield found
 
 

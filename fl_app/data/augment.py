@@ -25,7 +25,8 @@ def rotate_shift(pixels: "Tensor", draws: "torch.Generator") -> "Tensor":
     import torch
     from torch.nn import functional as F
 
-    drawn = torch.rand((3, len(pixels)), generator=draws).to(pixels.device) * 2 - 1
+    drawn = torch.rand((3, len(pixels)), generator=draws) * 2 - 1
+    drawn = drawn.to(pixels.device, non_blocking=True)
     angle, shift = drawn[0] * MAX_ANGLE, drawn[1:] * 2 * MAX_SHIFT
     cos, sin = angle.cos(), angle.sin()
     rows = [cos, -sin, shift[0], sin, cos, shift[1]]
@@ -54,7 +55,8 @@ def flip_crop(pixels: "Tensor", draws: "torch.Generator") -> "Tensor":
     batch, channels, height, width = pixels.shape
     border = [int(PADDING * side + 0.5) for side in (height, width)]
     padded = F.pad(pixels, (border[1], border[1], border[0], border[0]))
-    drawn = torch.rand((3, batch, 1), generator=draws).to(pixels.device)
+    drawn = torch.rand((3, batch, 1), generator=draws)
+    drawn = drawn.to(pixels.device, non_blocking=True)
     down, across = (torch.arange(n, device=pixels.device) for n in (height, width))
     rows = (drawn[0] * (2 * border[0] + 1)).long() + down
     columns = across.expand(batch, -1)

@@ -27,7 +27,7 @@ from fl_app.serving import (
 )
 from fl_app.serving.catalogue import Catalogue
 from fl_app.serving.guards import DOCS_FILES, Gauges, Guard
-from fl_app.serving.jobs import Job, Jobs
+from fl_app.serving.jobs import BusyError, Job, Jobs
 from fl_app.serving.predictor import Batcher
 from fl_app.serving.schemas import REFUSALS, Choices, Health
 from fl_app.serving.states import Runs
@@ -171,6 +171,6 @@ async def _advance(jobs: Jobs) -> None:
             if started is not None:
                 begun = started
                 log.info("training %s begins", begun.id)
-        except OSError:
+        except (OSError, BusyError):
             log.exception("A training could not be started")
         await asyncio.sleep(_QUEUE_SECONDS)

@@ -1,12 +1,10 @@
 """The runs in a folder of results, as the service tells of them."""
 
 import contextlib
+import fcntl
 import re
-import threading
 from enum import StrEnum
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from fl_app import checkpoints
 from fl_app.artifacts import MODEL, RunFolder, StoppedError
@@ -14,9 +12,6 @@ from fl_app.artifacts import MODEL, RunFolder, StoppedError
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _NAMED = {"dataset", "model", "strategy", "seed"}
 """Options that are told of each run."""
-
-_ONE_AT_A_TIME = threading.Lock()
-"""Who looks whether a run is held holds it for a moment: another would be misled."""
 
 
 class Status(StrEnum):
@@ -82,12 +77,16 @@ def status_of(folder: RunFolder) -> Status:
 
 
 def is_held(folder: RunFolder) -> bool:
-    """Whether a process, of this service or not, writes to the folder."""
-    lock = folder.path / checkpoints.FOLDER / ".lock"
-    if not lock.exists():
-        return False
+    """Whether a process, of this service or not, writes to the folder.
+
+    Asked by a shared lock, which keeps only writers away for a moment, and they have
+    patience (see `resuming.held`): of two that ask neither takes the other for one.
+    """
     try:
-        with _ONE_AT_A_TIME, FileLock(lock, timeout=0):
-            return False
-    except Timeout:
+        with (folder.path / checkpoints.FOLDER / ".lock").open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
         return True
+    return False

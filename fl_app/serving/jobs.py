@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tomlkit
-from filelock import FileLock
+from click import ClickException
+from filelock import FileLock, Timeout
 
 from fl_app import artifacts, environment, resuming, running, simulation
 from fl_app.artifacts import RunFolder, write_atomically
@@ -40,12 +41,24 @@ TOKEN_VARIABLE = "FL_APP_TOKEN"
 _LOG_LINES = 20
 _ERROR = "error: "  # as `fl-app run` begins the line that says why it ends
 _REMEMBERED = 100  # trainings that are over
+_PATIENCE = 10.0
+"""Seconds in which another service of the folder has done its part with the jobs."""
 
 Options = Mapping[str, str | int | float | bool]
 
 
 class QueueFullError(RuntimeError):
     """As many trainings wait as may."""
+
+
+class BusyError(ClickException):
+    """Another service of the folder is at its trainings and does not get done."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "another service of this folder is busy with its trainings: try again in "
+            "a moment, or see what keeps it"
+        )
 
 
 @dataclass(frozen=True)
@@ -102,6 +115,7 @@ class Jobs:
         Raises:
             ConfigError: an option is not allowed; nothing is queued.
             QueueFullError: too many wait.
+            BusyError: another service keeps the trainings to itself.
         """
         options, resolved = self._checked(given)
         job = Job(str(resolved["run-name"]), options, resolved, time.time())
@@ -210,12 +224,18 @@ class Jobs:
     def is_alive(self, job: Job) -> bool:
         """Whether a job's process is going on."""
         started = self._started.get(job.id)
-        if started is not None and started.poll() is not None:
+        # Its run may go on by another process, which another service started.
+        own = started is not None and started.pid == job.pid
+        if started is not None and own and started.poll() is not None:
             return False  # and its exit status is taken
         return bool(job.pid) and _born(job.pid) == job.born
 
     def advance(self) -> Job | None:
-        """Start the oldest job that waits, if none is going on; return it."""
+        """Start the oldest job that waits, if none is going on; return it.
+
+        Raises:
+            BusyError: another service keeps the trainings to itself.
+        """
         if not self.queued():
             return None
         with self._alone():
@@ -228,9 +248,16 @@ class Jobs:
         Two that start one job would leave a process that no file knows of.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self._folder / ".lock", poll_interval=0.01)
-        with self._lock, lock:
-            yield
+        lock = FileLock(self._folder / ".lock", _PATIENCE, poll_interval=0.01)
+        with self._lock:
+            try:
+                lock.acquire()
+            except Timeout:
+                raise BusyError from None
+            try:
+                yield
+            finally:
+                lock.release()
 
     def _advance(self) -> Job | None:
         waiting = self.queued()
@@ -271,32 +298,38 @@ class Jobs:
         its process is gone, Flower is asked to stop it.
 
         Raises:
-            click.ClickException: Flower's SuperLink cannot be reached.
+            click.ClickException: Flower's SuperLink cannot be reached, or another
+                service keeps the trainings to itself.
         """
         with self._alone():
-            return self._stop(self.find(job.id) or job)
+            now = self.find(job.id) or job
+            told = self._told(now)
+        folder = self.folder_of(now)
+        described = folder.config() or {}
+        if told or "flower_run_id" not in described or not is_held(folder):
+            return told
+        self._connect().stop(int(described["flower_run_id"]))  # may take its time
+        with self._alone():
+            if self.find(job.id) in (now, None):
+                self._write(replace(now, cancelled=True))
+        threading.Thread(
+            target=running.leave_error, args=(folder, running.STOPPED), daemon=True
+        ).start()
+        return True
 
-    def _stop(self, job: Job) -> bool:
+    def _told(self, job: Job) -> bool:
+        """Stop a job that waits or has a process; return whether it is one."""
         if not job.pid and not job.cancelled:
             self._write(replace(job, cancelled=True))
             return True
-        alive, folder = self.is_alive(job), self.folder_of(job)
-        if job.cancelled and (alive or is_held(folder)):
+        alive = self.is_alive(job)
+        if job.cancelled and (alive or is_held(self.folder_of(job))):
             return True  # it has been told, and is ending
         if alive:
             self._write(replace(job, cancelled=True))
             with contextlib.suppress(ProcessLookupError):
                 os.kill(job.pid, signal.SIGTERM)  # INT is ignored in the background
-            return True
-        described = folder.config() or {}
-        if "flower_run_id" not in described or not is_held(folder):
-            return False
-        self._connect().stop(int(described["flower_run_id"]))
-        self._write(replace(job, cancelled=True))
-        threading.Thread(
-            target=running.leave_error, args=(folder, running.STOPPED), daemon=True
-        ).start()
-        return True
+        return alive
 
     def _connect(self) -> "Connection":
         if not self._federation:

@@ -156,7 +156,11 @@ CONFLICT: dict[int | str, dict[str, Any]] = {
     409: {"model": Reason, "description": "It is not going on."}
 }
 UNREACHABLE: dict[int | str, dict[str, Any]] = {
-    503: {"model": Reason, "description": "Flower's SuperLink does not answer."}
+    503: {
+        "model": Reason,
+        "description": "Flower's SuperLink, or another service of the folder, does not "
+        "answer.",
+    }
 }
 EVENTS: dict[int | str, dict[str, Any]] = {
     200: {"content": {"text/event-stream": {}}, "description": "Events, one a round."},

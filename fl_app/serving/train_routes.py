@@ -16,7 +16,7 @@ from starlette.responses import StreamingResponse
 
 from fl_app.config import ConfigError
 from fl_app.serving.catalogue import Status
-from fl_app.serving.jobs import Jobs, QueueFullError
+from fl_app.serving.jobs import BusyError, Jobs, QueueFullError
 from fl_app.serving.schemas import (
     CONFLICT,
     EVENTS,
@@ -54,7 +54,9 @@ def router(
     routes = APIRouter(tags=["train"])
     streams: set[object] = set()
 
-    @routes.post("/train", status_code=202, responses={**UNUSABLE, **FULL})
+    @routes.post(
+        "/train", status_code=202, responses={**UNUSABLE, **FULL, **UNREACHABLE}
+    )
     def train(
         options: Annotated[
             dict[str, str | int | float | bool] | None,
@@ -73,6 +75,8 @@ def router(
             raise HTTPException(422, str(error)) from None
         except QueueFullError as error:
             raise HTTPException(429, str(error)) from None
+        except BusyError as error:
+            raise HTTPException(503, error.format_message()) from None
         return Started(id=job.id, status=Status.QUEUED)
 
     @routes.post(

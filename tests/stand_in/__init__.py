@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -16,9 +17,6 @@ BUILT = "FL_APP_STAND_IN"
 SOURCE = Path(__file__).with_name("device.cpp")
 NAME = "standin"
 
-functions: dict[str, Any] = {}
-"""The library's, once it is loaded."""
-
 
 def build(folder: Path) -> Path:
     """Compile the device; return its library."""
@@ -26,29 +24,32 @@ def build(folder: Path) -> Path:
 
     library = folder / f"{NAME}.so"
     included = [*cpp_extension.include_paths(), sysconfig.get_path("include")]
-    lies = str(Path(torch.__file__).parent / "lib")
+    libraries = str(Path(torch.__file__).parent / "lib")
     command = [
         *("c++", "-std=c++20", "-O1", "-fPIC", "-shared", "-w"),
         *(f"-DTORCH_EXTENSION_NAME={NAME}", str(SOURCE), "-o", str(library)),
         *(f"-I{folder}" for folder in included),
-        *(f"-L{lies}", f"-Wl,-rpath,{lies}", "-lc10", "-ltorch_cpu", "-ltorch"),
-        "-ltorch_python",
+        *(f"-L{libraries}", f"-Wl,-rpath,{libraries}"),
+        *("-lc10", "-ltorch_cpu", "-ltorch", "-ltorch_python"),
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return library
 
 
-def load(library: Path) -> ModuleType:
-    """Make this process's device of it; for all of the process's life."""
+def load(library: Path) -> None:
+    """Make this process's device of it; for all of the process's life.
+
+    What it counts is told by the functions of the module `NAME`.
+    """
     description = importlib.util.spec_from_file_location(NAME, library)
     assert description is not None
     assert description.loader is not None
     loaded = importlib.util.module_from_spec(description)
     description.loader.exec_module(loaded)
+    sys.modules[NAME] = loaded
     torch.utils.rename_privateuse1_backend(NAME)
     torch._register_device_module(NAME, _module())
-    return loaded
 
 
 def _module() -> ModuleType:
@@ -62,6 +63,10 @@ def _module() -> ModuleType:
         "device_count": lambda: 1,
         "current_device": lambda: 0,
         "manual_seed_all": lambda seed: None,
+        "manual_seed": lambda seed: None,  # its numbers are the CPU's
+        "get_rng_state": lambda device: torch.get_rng_state(),
+        "set_rng_state": lambda state, device: None,
+        "mem_get_info": lambda device: (2**33, 2**34),
         "get_amp_supported_dtype": lambda: [torch.bfloat16],
         "device": lambda index: SimpleNamespace(),
     }
@@ -73,5 +78,5 @@ def pytest_configure() -> None:
     """Have models trained on it by all tests of this process."""
     from fl_app import task
 
-    functions.update(vars(load(Path(os.environ[BUILT]))))
-    task.device = lambda: torch.device(NAME, 0)  # type: ignore[assignment]
+    load(Path(os.environ[BUILT]))
+    task.default_device = lambda: torch.device(NAME, 0)

@@ -21,6 +21,7 @@
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
+#include <set>
 #include <string>
 
 namespace {
@@ -29,7 +30,7 @@ constexpr auto TYPE = c10::DeviceType::PrivateUse1;
 const c10::Device DEVICE(TYPE, 0);
 
 std::atomic<int64_t> bytes_sent{0};   // from the CPU's memory to the device's
-std::atomic<int64_t> values_read{0};  // single values that the CPU waited for
+std::atomic<int64_t> waits{0};        // of the CPU for what the device has to do
 thread_local bool computing = false;  // on the CPU: what is moved for that does not count
 
 // --- the device: memory, one queue, no generator of its own
@@ -115,14 +116,16 @@ at::Tensor moved(const at::Tensor& tensor) {
   return there;
 }
 
-at::Tensor copy_from(const at::Tensor& from, const at::Tensor& to, bool) {
+at::Tensor copy_from(const at::Tensor& from, const at::Tensor& to, bool non_blocking) {
+  const auto crosses = from.device().is_cpu() || to.device().is_cpu();
   if (from.device().is_cpu() && !computing) bytes_sent += from.nbytes();
+  if (crosses && !computing && !non_blocking) waits++;
   seen(to).copy_(seen(from));
   return to;
 }
 
 at::Scalar value_of(const at::Tensor& tensor) {
-  values_read++;
+  waits++;
   return seen(tensor).item();
 }
 
@@ -149,9 +152,17 @@ at::Tensor copy_from_and_resize(const at::Tensor& from, const at::Tensor& to) {
 
 // --- operations
 
+// A single number of the CPU's may take part in what is done with each value, as on a GPU.
+const std::set<std::string> TAKE_NUMBERS = {
+    "aten::add", "aten::add_", "aten::sub", "aten::sub_", "aten::mul", "aten::mul_",
+    "aten::div", "aten::div_", "aten::_foreach_mul_"};
+
 void refuse_cpu(const at::Tensor& tensor, const std::string& operation) {
-  TORCH_CHECK(!tensor.defined() || !tensor.device().is_cpu() || tensor.dim() == 0,
-              operation, ": a tensor of the CPU's among those of the device");
+  const auto number =
+      tensor.defined() && tensor.dim() == 0 &&
+      TAKE_NUMBERS.count(operation.substr(0, operation.find('.')));
+  TORCH_CHECK(!tensor.defined() || !tensor.device().is_cpu() || number, operation,
+              ": a tensor of the CPU's among those of the device");
 }
 
 // CUDA's fused optimisers walk parameters, gradients and moments by one address.
@@ -254,5 +265,5 @@ TORCH_LIBRARY_IMPL(aten, AutocastPrivateUse1, m) {
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("bytes_sent", [] { return bytes_sent.load(); });
-  m.def("values_read", [] { return values_read.load(); });
+  m.def("waits", [] { return waits.load(); });
 }
