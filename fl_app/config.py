@@ -4,6 +4,7 @@ Options are declared, with their defaults, in `[tool.flwr.app.config]` of
 pyproject.toml. Nothing else reads a run's raw options.
 """
 
+import json
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -54,6 +55,10 @@ _RESERVED = {"comparison", "data", "reference"}
 _ADAM_LEARNING_RATE = 0.001  # Kingma and Ba 2015; recipes are for SGD
 _ZERO_IS_AUTO = {"num_server_rounds", "local_epochs", "batch_size", "learning_rate"}
 """Options for which 0 has no meaning of its own."""
+_IN_SHORT = (
+    *("dataset", "num-clients", "partitioner", "model", "strategy"),
+    *("num-server-rounds", "local-epochs", "batch-size", "optimizer", "learning-rate"),
+)
 
 
 def _kebab(name: str) -> str:
@@ -251,6 +256,11 @@ class RunConfig(BaseModel):
     def options(self) -> dict[str, Any]:
         """Return all options as resolved, kebab-case."""
         return self.model_dump(by_alias=True)
+
+    def in_short(self) -> str:
+        """Return what is trained on what, and how, as `-c` takes it."""
+        options = self.options()
+        return " ".join(f"{name}={json.dumps(options[name])}" for name in _IN_SHORT)
 
     def for_clients(self) -> dict[str, Any]:
         """Return the options as `from_options` takes them, without the server's names.

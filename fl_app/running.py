@@ -92,6 +92,8 @@ def run(
     options |= absolute_paths(config)
     folder = folder_of(config)
     again = _resuming(command, config)
+    if view is None:
+        console.print(config.in_short(), soft_wrap=True, highlight=False)
     shown = (
         contextlib.nullcontext(view)
         if view

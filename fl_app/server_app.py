@@ -80,6 +80,7 @@ def main(grid: Grid, context: Context) -> None:
         work_stealing.waiting_folder() if stealing else nullcontext("") as waiting,
     ):
         federation.waiting_folder = waiting
+        log.info("%s", config.in_short())
         log.info("Results go to %s", folder.path)
         folder.write_flower_run(context.run_id)
         if strategy.remembers:

@@ -1,3 +1,4 @@
+import tomllib
 from typing import Any
 
 import pytest
@@ -104,6 +105,16 @@ def test_a_strategy_gets_its_own_table_only() -> None:
     options = default_options() | {"fedavg.beta": 0.5, "fedprox.gamma": 1}
     config = RunConfig.from_options(options, datasets.recipe_for)
     assert config.strategy_options == {"beta": 0.5}
+
+
+def test_a_run_in_short_is_what_auto_became(configure: Configure) -> None:
+    config = configure(dataset="mnist")
+    said = config.in_short()
+    assert said.startswith('dataset="mnist" num-clients=10 partitioner="dirichlet" ')
+    given = tomllib.loads(said.replace(" ", "\n"))
+    assert given["learning-rate"] == config.learning_rate
+    again = {name.replace("-", "_"): value for name, value in given.items()}
+    assert configure(**again) == config
 
 
 def test_options_round_trip(configure: Configure) -> None:
