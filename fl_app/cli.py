@@ -45,7 +45,8 @@ RunConfigArguments = Annotated[
     typer.Option(
         "--run-config",
         "-c",
-        help="Options as `flwr run` takes them: 'dataset=\"mnist\" num-clients=8'.",
+        help="Options as `flwr run` takes them: 'dataset=\"mnist\" num-clients=8'. "
+        "All are in [tool.flwr.app.config] of pyproject.toml.",
     ),
 ]
 
@@ -107,6 +108,11 @@ def run(
                 f"{given['compression']!r}: give one of them"
             )
         config, given = resolve(['compression="int8"', *(run_config or [])])
+    for option in running.without_effect(config, given):
+        console.print(
+            f"note: {option} has no effect with strategy = {config.strategy!r}",
+            highlight=False,
+        )
     connection = deployment.connect(federation) if federation else None
     with console.status("reading the data", spinner="dots"):
         config = (

@@ -209,13 +209,24 @@ class RunConfig(BaseModel):
         if values.get("compression-rounding") == "auto":
             kept = values.get("error-feedback") is True
             values["compression-rounding"] = "nearest" if kept else "stochastic"
-        prefix = f"{values.get('strategy')}."
-        values["strategy-options"] = {
-            key.removeprefix(prefix): value
-            for key, value in options.items()
-            if key.startswith(prefix)
-        }
-        return cls.checked(values)
+        tables: dict[str, dict[str, Any]] = {n: {} for n in strategies.available()}
+        for key, value in options.items():
+            name, _, own = key.partition(".")
+            if own and name in tables:
+                tables[name][own] = value
+        values["strategy-options"] = tables.pop(str(values.get("strategy")), {})
+        config = cls.checked(values)
+        # What else one asks for is asked where it is chosen.
+        common = config.options() | {"optimizer": "sgd"}
+        for name, table in tables.items():
+            known = strategies.options_of(name) if table else ()
+            taken = {key: value for key, value in table.items() if key in known}
+            try:
+                if taken:
+                    strategies.build(name, common, taken)
+            except (TypeError, ValueError) as error:
+                raise ConfigError(f"strategy = {name!r}: {error}") from None
+        return config
 
     @classmethod
     def checked(cls, options: Mapping[str, Any]) -> "RunConfig":
@@ -296,7 +307,11 @@ def _one_line(error: ValidationError) -> str:
             reason = item["msg"].removeprefix("Value error, ")
             reason = reason.replace("Input should", "should")
             if item["type"].startswith(("int_", "float_", "finite_")):
-                reason += _bounds(option)  # else only a number out of them is told
+                reason += f", {bounds}" if (bounds := _bounds(option)) else ""
+            elif " and " in (bounds := _bounds(option)):
+                reason += f" (allowed: {bounds})"  # and not the one alone
+            elif item["type"].startswith("bool_"):
+                reason += ", true or false"
             lines.append(f"{option} = {item['input']!r} is not allowed: {reason}")
     return "; ".join(lines)
 
@@ -305,7 +320,7 @@ _BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
 
 
 def _bounds(option: str) -> str:
-    """Return where an option's numbers lie, as a sentence's end."""
+    """Return where an option's numbers lie; "" for anywhere, or no numbers."""
     field = RunConfig.model_fields.get(option.replace("-", "_"))
     said = [
         f"{words} {getattr(bound, name)}"
@@ -313,7 +328,7 @@ def _bounds(option: str) -> str:
         for name, words in _BOUNDS.items()
         if hasattr(bound, name)
     ]
-    return f", {' and '.join(said)}" if said else ""
+    return " and ".join(said)
 
 
 def project_path(value: str, option: str) -> Path:

@@ -64,8 +64,16 @@ class RunView:
     def show(self, rows: list[dict[str, Any]]) -> None:
         """Show rounds that were not shown yet."""
         for row in rows[self._shown :]:
+            self._shown += 1  # first: who is interrupted does not show it twice
             self._show(row)
-        self._shown = max(self._shown, len(rows))
+
+    def go_on(self, after: int) -> None:
+        """Say that a run goes on, and show no round that it had before."""
+        self._console.print(f"going on after round {after}", highlight=False)
+        self._shown = after + 1
+        if self._task is not None:
+            self._progress.start_task(self._task)
+            self._progress.update(self._task, completed=self._before + after)
 
     def pass_over(self, rows: list[dict[str, Any]]) -> None:
         """Say that a run had finished before, and how."""

@@ -68,7 +68,10 @@ def config_of(given: Mapping[str, Any], results_dir: str) -> RunConfig:
     config = RunConfig.checked({**recorded, **changed})
     summary = folder.summary()
     if summary is not None and summary["rounds"] >= config.num_server_rounds:
-        further = "raise num-server-rounds to train it further"
+        further = (
+            f"num-server-rounds = {config.num_server_rounds} must be more to train it "
+            "further"
+        )
         if ends:
             further = "its learning rate has come to its end: start a new run"
         raise ConfigError(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+import strategies
 from fl_app import artifacts, checkpoints, resuming, tracking
 from fl_app.artifacts import RunFolder, StoppedError
 from fl_app.config import ConfigError, RunConfig, project_path
@@ -61,6 +62,13 @@ def prepare(config: RunConfig, num_nodes: int, *, own_data: bool = False) -> Run
     return config.model_copy(update={"run_name": name})
 
 
+def without_effect(config: RunConfig, given: Mapping[str, Any]) -> list[str]:
+    """Return the options that were given and are only other strategies'."""
+    others = strategies.of_others(config.strategy)
+    tables = set(strategies.available()) - {config.strategy}
+    return [k for k in given if k in others or k.partition(".")[0] in tables]
+
+
 def folder_of(config: RunConfig) -> RunFolder:
     """Return the folder of a run that has a name."""
     return RunFolder(project_path(config.results_dir, "results-dir") / config.run_name)
@@ -100,6 +108,8 @@ def run(
         else RunView(console, config.num_server_rounds)
     )
     with shown as bar, stopped_by_signals():
+        if config.resume and checkpoints.exist(folder.path):
+            bar.go_on(checkpoints.newest_round(folder.path))
         connection = connect()
         run_id = connection.start(project, options, resources)
         try:
@@ -111,7 +121,8 @@ def run(
             )
         except KeyboardInterrupt:
             console.print("stopping the run, which takes some seconds")
-            failure = _stop(connection, run_id, folder, STOPPED, again)
+            with _not_stopped_again(console):
+                failure = _stop(connection, run_id, folder, STOPPED, again)
             # One of several that has come to its end is no reason to begin the next.
             return failure or (STOPPED if view else None)
         if waits:
@@ -149,6 +160,33 @@ def stopped_by_signals() -> Iterator[None]:
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:  # as nohup sets it: stay
             signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _not_stopped_again(console: Console) -> Iterator[None]:
+    """Have further requests to end answered, and only a third one heeded.
+
+    Who is left to end by itself leaves no word of why it did.
+    """
+    asked = 1
+
+    def answer(*_: object) -> None:
+        nonlocal asked
+        asked += 1
+        if asked > 2:
+            raise KeyboardInterrupt
+        console.print("it is being stopped; once more to leave it to itself")
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {n: signal.getsignal(n) for n in numbers}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, answer)
     try:
         yield
     finally:

@@ -62,11 +62,20 @@ def build(
 
     Raises:
         TypeError: an own option is unknown, or one is missing.
-        ValueError: the constructor refuses a value.
+        ValueError: the constructor refuses a value, or an own one is no number.
     """
+    for option, value in own_options.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"{name}.{option} must be a number, got {value!r}")
     known = options_of(name)
     chosen = {k: v for k, v in options.items() if k in known} | dict(own_options)
     return load(name)(**{k.replace("-", "_"): v for k, v in chosen.items()})
+
+
+def of_others(name: str) -> set[str]:
+    """Return the options, kebab-case, that only constructors of others name."""
+    others = {option for other in available() for option in options_of(other)}
+    return others - options_of(name)
 
 
 def options_of(name: str) -> set[str]:

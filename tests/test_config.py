@@ -56,6 +56,9 @@ def test_given_values_win_over_the_recipe(configure: Configure) -> None:
         ("num-server-rounds", -3, "greater than or equal to 1"),
         ("batch-size", "many", "valid integer, at least 1"),
         ("momentum", "high", "valid number, at least 0 and below 1"),
+        ("momentum", 2.0, "(allowed: at least 0 and below 1)"),
+        ("trimmed-mean.beta", 0.5, "in [0, 0.5)"),  # of no use to fedavg
+        ("fedadam.tau", "x", "must be a number"),
         ("optimizer", "lion", "'sgd' or 'adam'"),
         ("partitioner", "random", "'iid'"),
         ("strategy", "fedmagic", "there are: fedadam, fedavg, "),
@@ -63,7 +66,7 @@ def test_given_values_win_over_the_recipe(configure: Configure) -> None:
         ("learning-rate", -0.1, "greater than 0"),
         ("momentum", 1.0, "less than 1"),
         ("seed", True, "valid integer"),
-        ("augment", "yes", "valid boolean"),
+        ("augment", "yes", "valid boolean, true or false"),
         ("num-server-rounds", False, "valid integer"),
         ("run-name", "../elsewhere", "letters, digits, dots"),
         ("validation-fraction", 1.0, "less than 1"),

@@ -35,6 +35,42 @@ def test_nohup_is_respected() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
+def test_who_asks_twice_is_answered_and_three_times_heeded() -> None:
+    console = Console(file=io.StringIO())
+    before = signal.getsignal(signal.SIGINT)
+    with running._not_stopped_again(console):
+        signal.raise_signal(signal.SIGINT)
+        said = console.file.getvalue()  # type: ignore[attr-defined]
+        assert said == "it is being stopped; once more to leave it to itself\n"
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_run_that_goes_on_shows_its_new_rounds_alone() -> None:
+    console = Console(file=io.StringIO(), width=200)
+    row = {"test_accuracy": 0.5, "test_loss": 1.0, "num_failures": 0}
+    with following.RunView(console, 4) as view:
+        view.go_on(2)
+        view.show([{"round": n, **row} for n in range(4)])
+        view.show([{"round": n, **row} for n in range(5)])
+    said = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert [line.partition("  ")[0] for line in said] == [
+        "going on after round 2",
+        "round 3/4",
+        "round 4/4",
+    ]
+
+
+def test_options_of_other_strategies_are_noted() -> None:
+    given = {"proximal-mu": 0.1, "fedadam.tau": 0.1, "seed": 1, "num-clients": 3}
+    unused = running.without_effect(make_config(strategy="fedavg"), given)
+    assert unused == ["proximal-mu", "fedadam.tau"]
+    assert running.without_effect(make_config(strategy="fedprox"), given) == unused[1:]
+    adam = make_config(strategy="fedadam")
+    assert running.without_effect(adam, given) == unused[:1]
+
+
 def test_an_error_is_left_where_the_run_could_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,6 +38,10 @@ FOLDER = ".jobs"
 MAX_QUEUED = 8
 TOKEN_VARIABLE = "FL_APP_TOKEN"
 """Environment variable with what requests to the service must bear."""
+_GOES_ON = (
+    "resume = {0!r}: the run is still going on, or about to end: try again once "
+    "GET /runs/{0} says that it is over"
+)
 _LOG_LINES = 20
 _ERROR = "error: "  # as `fl-app run` begins the line that says why it ends
 _REMEMBERED = 100  # trainings that are over
@@ -122,8 +126,9 @@ class Jobs:
         with self._alone():
             earlier = self.find(job.id)
             if earlier is not None and not self._is_over(earlier):
-                what = "still going on" if given.get("resume") else "taken"
-                raise ConfigError(f"run {job.id!r} is {what}: choose another name")
+                if given.get("resume"):
+                    raise ConfigError(_GOES_ON.format(job.id))
+                raise ConfigError(f"run {job.id!r} is taken: choose another name")
             if len(self.queued()) >= MAX_QUEUED:
                 raise QueueFullError(
                     f"{MAX_QUEUED} trainings wait already: try again when one is done"
@@ -183,7 +188,7 @@ class Jobs:
         if config.regime != "federated":
             raise ConfigError(f"resume = {name!r}: the run is no federation")
         if is_held(RunFolder(self._results / name)):
-            raise ConfigError(f"resume = {name!r}: the run is still going on")
+            raise ConfigError(_GOES_ON.format(name))
         return given, config.options() | {"run-name": name}
 
     def all(self) -> list[Job]:
