@@ -69,8 +69,8 @@ def config_of(given: Mapping[str, Any], results_dir: str) -> RunConfig:
     summary = folder.summary()
     if summary is not None and summary["rounds"] >= config.num_server_rounds:
         further = (
-            f"num-server-rounds = {config.num_server_rounds} must be more to train it "
-            "further"
+            f"to train it further num-server-rounds must be more, it is "
+            f"{config.num_server_rounds}"
         )
         if ends:
             further = "its learning rate has come to its end: start a new run"
