@@ -92,12 +92,16 @@ class RunFolder:
         described = self.config() or {}
         again = {"after_round": last_round, **provenance.describe()}
         described["options"] = config.options() | {"resume": ""}
-        described["resumed"] = [*described.get("resumed", []), again]
+        described["resumed"] = [*self.resumed(), again]
         self._write_json(CONFIG, described)
         for name in (SUMMARY, ERROR):
             (self.path / name).unlink(missing_ok=True)
         kept = [_line(row) for row in self.clients() if row["round"] <= last_round]
         self._write_bytes(CLIENTS, "".join(kept).encode())
+
+    def resumed(self) -> list[dict[str, Any]]:
+        """Return where the run went on, `after_round`, and with what versions."""
+        return list((self.config() or {}).get("resumed", []))
 
     def write_flower_run(self, run_id: int) -> None:
         """Note in config.json by which id Flower knows the run, to stop it by."""

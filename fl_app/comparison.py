@@ -25,9 +25,6 @@ _CIRCUMSTANCES = {
 }
 """Options that say how or where a run was made, not what it computes."""
 
-_TRAINING = {"optimizer", "momentum"}
-"""Options that training reads, whether or not the strategy does too."""
-
 _CODECS = ("compression", "download-compression")
 _OF_CODECS = {"compression-ratio", "compression-rounding", "error-feedback"}
 
@@ -96,16 +93,7 @@ class Run:
     @cached_property
     def method(self) -> dict[str, Any]:
         """The options that decide what was computed, the seed aside."""
-        own = strategies.options_of(self.options["strategy"])
-        others = (
-            {
-                name
-                for strategy in strategies.available()
-                for name in strategies.options_of(strategy)
-            }
-            - own
-            - _TRAINING
-        )
+        others = strategies.of_others(self.options["strategy"])
         falls = self.options["learning-rate-schedule"] == "exponential"
         options = dict(self.options)
         if options["regime"] != "federated":  # what it does not send is not coded

@@ -209,24 +209,13 @@ class RunConfig(BaseModel):
         if values.get("compression-rounding") == "auto":
             kept = values.get("error-feedback") is True
             values["compression-rounding"] = "nearest" if kept else "stochastic"
-        tables: dict[str, dict[str, Any]] = {n: {} for n in strategies.available()}
-        for key, value in options.items():
-            name, _, own = key.partition(".")
-            if own and name in tables:
-                tables[name][own] = value
-        values["strategy-options"] = tables.pop(str(values.get("strategy")), {})
-        config = cls.checked(values)
-        # What else one asks for is asked where it is chosen.
-        common = config.options() | {"optimizer": "sgd"}
-        for name, table in tables.items():
-            known = strategies.options_of(name) if table else ()
-            taken = {key: value for key, value in table.items() if key in known}
-            try:
-                if taken:
-                    strategies.build(name, common, taken)
-            except (TypeError, ValueError) as error:
-                raise ConfigError(f"strategy = {name!r}: {error}") from None
-        return config
+        prefix = f"{values.get('strategy')}."
+        values["strategy-options"] = {
+            key.removeprefix(prefix): value
+            for key, value in options.items()
+            if key.startswith(prefix)
+        }
+        return cls.checked(values)
 
     @classmethod
     def checked(cls, options: Mapping[str, Any]) -> "RunConfig":
@@ -271,7 +260,9 @@ class RunConfig(BaseModel):
     def in_short(self) -> str:
         """Return what is trained on what, and how, as `-c` takes it."""
         options = self.options()
-        return " ".join(f"{name}={json.dumps(options[name])}" for name in _IN_SHORT)
+        return " ".join(
+            f"{n}={json.dumps(options[n], ensure_ascii=False)}" for n in _IN_SHORT
+        )
 
     def for_clients(self) -> dict[str, Any]:
         """Return the options as `from_options` takes them, without the server's names.

@@ -69,11 +69,16 @@ class RunView:
 
     def go_on(self, after: int) -> None:
         """Say that a run goes on, and show no round that it had before."""
-        self._console.print(f"going on after round {after}", highlight=False)
+        whose = f"{self._name}  " if self._name else ""
+        self._console.print(f"{whose}going on after round {after}", highlight=False)
         self._shown = after + 1
         if self._task is not None:
             self._progress.start_task(self._task)
-            self._progress.update(self._task, completed=self._before + after)
+            self._progress.update(
+                self._task,
+                description=self._name or "round",
+                completed=self._before + after,
+            )
 
     def pass_over(self, rows: list[dict[str, Any]]) -> None:
         """Say that a run had finished before, and how."""
@@ -120,7 +125,12 @@ def figures_of(row: dict[str, Any]) -> str:
 
 
 def follow(
-    folder: RunFolder, view: RunView, state: Callable[[], str], *, patience: float
+    folder: RunFolder,
+    view: RunView,
+    state: Callable[[], str],
+    *,
+    patience: float,
+    resumed: int | None = None,
 ) -> str | None:
     """Show the run's rounds until it has finished; return None, or what it waits for.
 
@@ -129,15 +139,21 @@ def follow(
         view: where the rounds are shown.
         state: where the run stands, in Flower's words; asked about once a second.
         patience: seconds after which a run that has not begun is given up.
+        resumed: how often a run that goes on had done so before; None for a new one.
     """
     begun = asked = time.monotonic()
     while True:
-        view.show(folder.metrics())
+        if resumed is not None and len(again := folder.resumed()) > resumed:
+            view.go_on(again[-1]["after_round"])
+            resumed = None
+        if resumed is None:  # what is there until then is of before
+            view.show(folder.metrics())
         now = time.monotonic()
         if now - asked > _STATUS_SECONDS or folder.summary() is not None:
             asked, where = now, state()
             if where == "finished":
-                view.show(folder.metrics())
+                if resumed is None:
+                    view.show(folder.metrics())
                 return None
             if where == "pending" and now - begun > patience:
                 return where

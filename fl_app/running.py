@@ -101,15 +101,14 @@ def run(
     folder = folder_of(config)
     again = _resuming(command, config)
     if view is None:
-        console.print(config.in_short(), soft_wrap=True, highlight=False)
+        console.print(config.in_short(), soft_wrap=True, markup=False, highlight=False)
     shown = (
         contextlib.nullcontext(view)
         if view
         else RunView(console, config.num_server_rounds)
     )
     with shown as bar, stopped_by_signals():
-        if config.resume and checkpoints.exist(folder.path):
-            bar.go_on(checkpoints.newest_round(folder.path))
+        resumed = len(folder.resumed()) if config.resume else None
         connection = connect()
         run_id = connection.start(project, options, resources)
         try:
@@ -118,6 +117,7 @@ def run(
                 bar,
                 lambda: connection.status(run_id).state,
                 patience=_PATIENCE_SECONDS,
+                resumed=resumed,
             )
         except KeyboardInterrupt:
             console.print("stopping the run, which takes some seconds")
@@ -171,7 +171,7 @@ def stopped_by_signals() -> Iterator[None]:
 def _not_stopped_again(console: Console) -> Iterator[None]:
     """Have further requests to end answered, and only a third one heeded.
 
-    Who is left to end by itself leaves no word of why it did.
+    A run that nobody waits for may leave no word of why it ended.
     """
     asked = 1
 
@@ -180,7 +180,7 @@ def _not_stopped_again(console: Console) -> Iterator[None]:
         asked += 1
         if asked > 2:
             raise KeyboardInterrupt
-        console.print("it is being stopped; once more to leave it to itself")
+        console.print("it is being stopped; once more to wait for it no longer")
 
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {n: signal.getsignal(n) for n in numbers}

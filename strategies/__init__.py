@@ -27,6 +27,9 @@ _SUPPORT = {
     *("server_optimizer", "stragglers", "wire"),
 }
 
+_OF_TRAINING = {"optimizer", "momentum"}
+"""Options that local training reads, whether or not the strategy does too."""
+
 
 def available() -> list[str]:
     """Return the names of all strategies, sorted."""
@@ -62,26 +65,35 @@ def build(
 
     Raises:
         TypeError: an own option is unknown, or one is missing.
-        ValueError: the constructor refuses a value, or an own one is no number.
+        ValueError: the constructor refuses a value, or an own one is no number as it
+            should be.
     """
+    parameters = _parameters(name)
     for option, value in own_options.items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        kind = parameters[option].annotation if option in parameters else None
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if kind in (int, float) and not number:
             raise ValueError(f"{name}.{option} must be a number, got {value!r}")
-    known = options_of(name)
-    chosen = {k: v for k, v in options.items() if k in known} | dict(own_options)
+    chosen = {k: v for k, v in options.items() if k in parameters} | dict(own_options)
     return load(name)(**{k.replace("-", "_"): v for k, v in chosen.items()})
 
 
 def of_others(name: str) -> set[str]:
-    """Return the options, kebab-case, that only constructors of others name."""
+    """Return the options, kebab-case, that are read for strategies but not this one."""
     others = {option for other in available() for option in options_of(other)}
-    return others - options_of(name)
+    return others - options_of(name) - _OF_TRAINING
 
 
 def options_of(name: str) -> set[str]:
     """Return the options, kebab-case, that a strategy's constructors name."""
+    return set(_parameters(name))
+
+
+def _parameters(name: str) -> dict[str, inspect.Parameter]:
+    """Return the parameters of a strategy's constructors, by their options."""
     return {
-        parameter.replace("_", "-")
-        for base in load(name).__mro__[:-1]
-        for parameter in inspect.signature(base).parameters
+        parameter.name.replace("_", "-"): parameter
+        for base in reversed(load(name).__mro__[:-1])
+        for parameter in inspect.signature(base).parameters.values()
+        if parameter.kind is not inspect.Parameter.VAR_KEYWORD
     }

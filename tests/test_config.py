@@ -57,8 +57,6 @@ def test_given_values_win_over_the_recipe(configure: Configure) -> None:
         ("batch-size", "many", "valid integer, at least 1"),
         ("momentum", "high", "valid number, at least 0 and below 1"),
         ("momentum", 2.0, "(allowed: at least 0 and below 1)"),
-        ("trimmed-mean.beta", 0.5, "in [0, 0.5)"),  # of no use to fedavg
-        ("fedadam.tau", "x", "must be a number"),
         ("optimizer", "lion", "'sgd' or 'adam'"),
         ("partitioner", "random", "'iid'"),
         ("strategy", "fedmagic", "there are: fedadam, fedavg, "),

@@ -41,7 +41,7 @@ def test_who_asks_twice_is_answered_and_three_times_heeded() -> None:
     with running._not_stopped_again(console):
         signal.raise_signal(signal.SIGINT)
         said = console.file.getvalue()  # type: ignore[attr-defined]
-        assert said == "it is being stopped; once more to leave it to itself\n"
+        assert said == "it is being stopped; once more to wait for it no longer\n"
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
@@ -62,8 +62,33 @@ def test_a_run_that_goes_on_shows_its_new_rounds_alone() -> None:
     ]
 
 
+def test_what_was_there_before_a_run_went_on_is_not_shown(tmp_path: Path) -> None:
+    """Also where it goes on from an earlier round than its newest checkpoint."""
+    config = make_config(results_dir=str(tmp_path), run_name="run")
+    folder = RunFolder.create(config)
+    row = {"test_accuracy": 0.5, "test_loss": 1.0, "num_failures": 0}
+    folder.write_metrics({"round": n, **row} for n in range(4))
+    looks = 0
+
+    def state() -> str:
+        nonlocal looks
+        looks += 1
+        if looks == 1:
+            folder.reopen(2, config)
+            folder.write_metrics({"round": n, **row} for n in range(6))
+        return "finished" if looks == 3 else "running"
+
+    console = Console(file=io.StringIO(), width=200)
+    with following.RunView(console, 5) as view:
+        following.follow(folder, view, state, patience=60, resumed=0)
+    said = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert said[0] == "going on after round 2"
+    assert [line[:9] for line in said[1:]] == ["round 3/5", "round 4/5", "round 5/5"]
+
+
 def test_options_of_other_strategies_are_noted() -> None:
     given = {"proximal-mu": 0.1, "fedadam.tau": 0.1, "seed": 1, "num-clients": 3}
+    given |= {"momentum": 0.5, "optimizer": "adam"}  # training's own, too
     unused = running.without_effect(make_config(strategy="fedavg"), given)
     assert unused == ["proximal-mu", "fedadam.tau"]
     assert running.without_effect(make_config(strategy="fedprox"), given) == unused[1:]

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from strategies import available, load, wire
+from strategies import available, build, load, wire
 from strategies.fedavg import FedAvg
 from strategies.fednova import normaliser
 from strategies.stragglers import DROP, KEEP, Stragglers
@@ -118,6 +118,15 @@ def test_a_restored_strategy_goes_on_to_the_same_bits(name: str) -> None:
 def test_options_have_bounds(name: str, bad: dict[str, float], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         load(name)(seed=0, **{**OPTIONS[name], **bad})
+
+
+@pytest.mark.parametrize("bad", ["x", True])
+def test_what_is_to_be_a_number_is_one(bad: object) -> None:
+    """Said by its name, and not by a comparison that failed."""
+    own = OPTIONS["fedadam"] | {"tau": bad}
+    own = {key.replace("_", "-"): value for key, value in own.items()}
+    with pytest.raises(ValueError, match=f"fedadam.tau must be a number, got {bad!r}"):
+        build("fedadam", {"seed": 0}, own)
 
 
 def test_fedavgm_without_momentum_is_fedavg(tmp_path: Path) -> None:

@@ -171,6 +171,8 @@ async def _advance(jobs: Jobs) -> None:
             if started is not None:
                 begun = started
                 log.info("training %s begins", begun.id)
-        except (OSError, BusyError):
+        except BusyError as error:
+            log.warning("No training is begun: %s", error.format_message())
+        except OSError:
             log.exception("A training could not be started")
         await asyncio.sleep(_QUEUE_SECONDS)

@@ -87,6 +87,6 @@ def is_held(folder: RunFolder) -> bool:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
-    except BlockingIOError:
+    except OSError:  # it is locked, or cannot be asked about
         return True
     return False

@@ -253,16 +253,23 @@ class Jobs:
         Two that start one job would leave a process that no file knows of.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self._folder / ".lock", _PATIENCE, poll_interval=0.01)
-        with self._lock:
-            try:
-                lock.acquire()
-            except Timeout:
-                raise BusyError from None
-            try:
-                yield
-            finally:
-                lock.release()
+        lock = FileLock(self._folder / ".lock", poll_interval=0.01)
+        end = time.monotonic() + _PATIENCE
+        if not self._lock.acquire(timeout=_PATIENCE):
+            raise BusyError
+        try:
+            lock.acquire(timeout=max(0.0, end - time.monotonic()))
+        except Timeout:
+            self._lock.release()
+            raise BusyError from None
+        except BaseException:
+            self._lock.release()
+            raise
+        try:
+            yield
+        finally:
+            lock.release()
+            self._lock.release()
 
     def _advance(self) -> Job | None:
         waiting = self.queued()
@@ -309,14 +316,18 @@ class Jobs:
         with self._alone():
             now = self.find(job.id) or job
             told = self._told(now)
-        folder = self.folder_of(now)
-        described = folder.config() or {}
-        if told or "flower_run_id" not in described or not is_held(folder):
-            return told
-        self._connect().stop(int(described["flower_run_id"]))  # may take its time
-        with self._alone():
-            if self.find(job.id) in (now, None):
-                self._write(replace(now, cancelled=True))
+            folder = self.folder_of(now)
+            described = folder.config() or {}
+            if told or "flower_run_id" not in described or not is_held(folder):
+                return told
+            # First, so that who asks meanwhile does not ask Flower as well.
+            self._write(replace(now, cancelled=True))
+        try:
+            self._connect().stop(int(described["flower_run_id"]))  # may take its time
+        except BaseException:
+            with self._alone():
+                self._write(now)
+            raise
         threading.Thread(
             target=running.leave_error, args=(folder, running.STOPPED), daemon=True
         ).start()
