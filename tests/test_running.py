@@ -3,6 +3,7 @@
 import io
 import os
 import signal
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,16 +36,24 @@ def test_nohup_is_respected() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.fixture
+def _ctrl_c_as_usual() -> Iterator[None]:
+    """Also where the tests run in the background, which is not interrupted."""
+    outer = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, outer)
+
+
+@pytest.mark.usefixtures("_ctrl_c_as_usual")
 def test_who_asks_twice_is_answered_and_three_times_heeded() -> None:
     console = Console(file=io.StringIO())
-    before = signal.getsignal(signal.SIGINT)
     with running._not_stopped_again(console):
         signal.raise_signal(signal.SIGINT)
         said = console.file.getvalue()  # type: ignore[attr-defined]
         assert said == "it is being stopped; once more to wait for it no longer\n"
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_run_that_goes_on_shows_its_new_rounds_alone() -> None:
