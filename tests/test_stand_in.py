@@ -17,17 +17,12 @@ pytestmark = [
     pytest.mark.skipif(not shutil.which("c++"), reason="there is no C++ compiler"),
 ]
 
-FILES = [
+TESTS = [
     "stand_in/checks.py",
-    "test_run.py",
-    "test_server_optimizers.py",
+    "test_run.py::test_the_number_of_nodes_does_not_change_a_bit",
+    "test_server_optimizers.py::test_all_learn_alike_on_any_number_of_nodes",
     "test_together.py",
 ]
-OF_CPUS = [
-    "test_small_convolutions_give_one_model_on_any_number_of_nodes",
-    "test_the_golden_model",
-]
-"""Tests of what is so on a CPU alone."""
 
 
 def test_all_that_trains_does_so_beside_the_cpu(tmp_path: Path) -> None:
@@ -36,8 +31,7 @@ def test_all_that_trains_does_so_beside_the_cpu(tmp_path: Path) -> None:
         [
             *(sys.executable, "-m", "pytest", "-q", "-n", "2"),
             *("-p", "tests.stand_in", "-p", "no:cacheprovider"),
-            *("-k", " and ".join(f"not {name}" for name in OF_CPUS)),
-            *(f"tests/{name}" for name in FILES),
+            *(f"tests/{name}" for name in TESTS),
         ],
         cwd=PROJECT,
         env={**os.environ, stand_in.BUILT: str(library)},
@@ -49,4 +43,4 @@ def test_all_that_trains_does_so_beside_the_cpu(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed, done.stdout
-    assert int(passed[1]) > 100
+    assert int(passed[1]) > 80
