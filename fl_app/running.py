@@ -156,15 +156,24 @@ def stopped_by_signals() -> Iterator[None]:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGHUP)}
-    for number, handler in before.items():
-        if handler is not signal.SIG_IGN:  # as nohup sets it: stay
-            signal.signal(number, interrupt)
+    with _signals_to(interrupt, signal.SIGTERM, signal.SIGHUP):
+        yield
+
+
+@contextlib.contextmanager
+def _signals_to(
+    handler: Callable[..., None], *numbers: signal.Signals
+) -> Iterator[None]:
+    """Have signals handled so; ignored ones, as nohup sets them, stay that."""
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number, usual in before.items():
+        if usual is not signal.SIG_IGN:
+            signal.signal(number, handler)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, usual in before.items():
+            signal.signal(number, usual)
 
 
 @contextlib.contextmanager
@@ -182,16 +191,8 @@ def _not_stopped_again(console: Console) -> Iterator[None]:
             raise KeyboardInterrupt
         console.print("it is being stopped; once more to wait for it no longer")
 
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {n: signal.getsignal(n) for n in numbers}
-    for number, handler in before.items():
-        if handler is not signal.SIG_IGN:
-            signal.signal(number, answer)
-    try:
+    with _signals_to(answer, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _stop(
