@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from statistics import median
@@ -32,7 +33,7 @@ HERE = Path(__file__).parent
 SIDES = HERE / "sides"
 PFL_PACKAGE = "pfl[pytorch]==0.6.0"
 PFL = Path.home() / ".cache" / "fl-app" / "pfl-0.6.0"  # `flwr run` walks the project
-_REST = ["step", "server", "startup", "flute", "growth"]
+_REST = ["step", "server", "startup", "flute", "growth", "at_once", "gpu"]
 NAMES = {
     "floor": "our step alone",
     "naive": "a tutorial's step alone",
@@ -82,6 +83,11 @@ def main() -> None:
         elif name == "growth":
             found["growth"] = growth(GROWTH, data_dir)
             found["cohorts"] = growth(COHORTS, data_dir)
+        elif name == "at_once":
+            where = ("--data-dir", data_dir)
+            found[name] = side("at_once.py", *where, on_gpu=True)
+        elif name == "gpu":
+            found[name] = on_gpus(data_dir, arguments.rounds)
         else:
             found[name] = side(f"{name}.py")
         results.write_text(json.dumps(found, indent=2) + "\n")  # as far as it got
@@ -108,8 +114,13 @@ def machine() -> Found:
 # --- the sides
 
 
-def side(script: str, *arguments: str, python: Sequence[str] = ()) -> Found:
-    """Run a side's script in a process of its own; return what it wrote."""
+def side(
+    script: str, *arguments: str, python: Sequence[str] = (), on_gpu: bool = False
+) -> Found:
+    """Run a side's script in a process of its own; return what it wrote.
+
+    On the processor, unless it may take a GPU where there is one.
+    """
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "output.json"
         command = [*(python or [sys.executable]), str(SIDES / script), *arguments]
@@ -117,7 +128,7 @@ def side(script: str, *arguments: str, python: Sequence[str] = ()) -> Found:
             **os.environ,
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": str(HERE.parent),
-            "CUDA_VISIBLE_DEVICES": "",  # all sides on the processor
+            **({} if on_gpu else {"CUDA_VISIBLE_DEVICES": ""}),
         }
         done = subprocess.run(
             [*command, "--output", str(output)],
@@ -251,6 +262,30 @@ def flute(data_dir: str) -> Found:
     }
 
 
+def on_gpus(data_dir: str, rounds: int) -> Found:
+    """Return our app's rounds on this machine's GPUs; empty where it has none.
+
+    With one to four processes a GPU, of which each trains its clients one by one, or as
+    many at once as it finds the fastest.
+    """
+    from fl_app.environment import num_gpus
+
+    found: Found = {}
+    for case in CASES[1:] if num_gpus() else ():
+        for processes in (1, 2, 4):
+            for together in (1, "auto"):
+                name = f"{case.name}, {processes} a GPU, clients-together = {together}"
+                console.print(name, highlight=False)
+                nodes = processes * num_gpus()
+                ours = replace(case, nodes=nodes, clients_together=together)
+                with tempfile.TemporaryDirectory() as folder:
+                    path = write(ours, data_dir, rounds, Path(folder))
+                    where = ("--case", str(path))
+                    ran = side("flower_run.py", *where, on_gpu=True)
+                found[name] = joined([ran])
+    return found
+
+
 def growth(cases: Sequence[Case], data_dir: str) -> Found:
     """Return seconds of a round and peak memory by number of clients."""
     found: Found = {}
@@ -285,7 +320,15 @@ def show(found: Found) -> None:
                 _shown(peak / 1e9 if peak else None, ".2f"),
             )
         console.print(table)
-    for name in ("step", "server", "startup", "flute", "growth", "cohorts"):
+    for name in (
+        "step",
+        "server",
+        "startup",
+        "flute",
+        "growth",
+        "cohorts",
+        *_REST[-2:],
+    ):
         if name in found:
             console.print(name, found[name])
 

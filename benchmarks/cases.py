@@ -26,6 +26,9 @@ class Case:
     momentum: float = 0.9
     validation_fraction: float = 0.0
     """Of a client's part, set aside so that `examples` are left to train on."""
+    nodes: int = 0
+    """Of our app; 0 for as many as fit the machine."""
+    clients_together: int | str = 1
     sides: tuple[str, ...] = ("floor", "naive", "ours", "plain", "pinned", "pfl")
     seed: int = 0
 
@@ -49,6 +52,7 @@ class Case:
             "weight-decay": 0.0,
             "max-gradient-norm": 0.0,
             "augment": False,
+            "clients-together": self.clients_together,
             "seed": self.seed,
         }
 

@@ -20,7 +20,7 @@ from flwr.app import (
 from flwr.clientapp import ClientApp
 
 import strategies
-from fl_app import mods, processes, work_stealing
+from fl_app import at_once, mods, processes, work_stealing
 from fl_app.client_states import ClientStates
 from fl_app.client_work import ClientWork, Memories, Row
 from fl_app.config import ConfigError, RunConfig
@@ -42,8 +42,15 @@ def query(message: Message, context: Context) -> Message:
     """Answer which clients this node hosts.
 
     That is any client of a data set that every node can read; or the node's own data,
-    of which it first says what must be known to agree on a layout.
+    of which it first says what must be known to agree on a layout. Or answer how many
+    clients it trains fastest at once, if that is what it is asked.
     """
+    task = wire.take(message.content, wire.TASK, ConfigRecord)
+    if wire.AT_ONCE in task:
+        space = open_workspace(message, context)
+        number = at_once.fastest(space, wire.integer(task, wire.AT_ONCE))
+        answer = RecordDict({wire.FASTEST: ConfigRecord({wire.AT_ONCE: number})})
+        return Message(answer, reply_to=message)
     config = RunConfig.from_options(dict(options_of(message, context)), recipe_for)
     own = private.Node.of(context.node_config)
     if config.dataset != private.NAME and own is not None:
@@ -61,7 +68,6 @@ def query(message: Message, context: Context) -> Message:
     if own is None:
         arrays = {wire.LABEL_COUNTS: data.partition.label_counts()}
     else:
-        task = wire.take(message.content, wire.TASK, ConfigRecord)
         (client,) = wire.integers(task, wire.CLIENT_IDS)
         arrays = {
             wire.LABEL_COUNTS: data.partition.counts_of(client)[None],

@@ -53,7 +53,10 @@ class Recipe:
 RUN_NAME = r"^([A-Za-z0-9][A-Za-z0-9._-]{0,99})?$"
 _RESERVED = {"comparison", "data", "reference"}
 _ADAM_LEARNING_RATE = 0.001  # Kingma and Ba 2015; recipes are for SGD
-_ZERO_IS_AUTO = {"num_server_rounds", "local_epochs", "batch_size", "learning_rate"}
+_ZERO_IS_AUTO = {
+    *("num_server_rounds", "local_epochs", "batch_size", "learning_rate"),
+    "clients_together",
+}
 """Options for which 0 has no meaning of its own."""
 _IN_SHORT = (
     *("dataset", "num-clients", "partitioner", "model", "strategy"),
@@ -139,7 +142,8 @@ class RunConfig(BaseModel):
     weight_decay: float = Field(ge=0, allow_inf_nan=False)
     max_gradient_norm: float = Field(ge=0, allow_inf_nan=False)
     precision: Literal["float32", "bfloat16"]
-    clients_together: int = Field(ge=1, le=1024)
+    clients_together: int = Field(ge=0, le=1024)
+    """0 until it is measured, where that was asked for: see `at_once`."""
     num_threads: int = Field(ge=1, le=1024)
 
     seed: int = Field(ge=0, lt=2**53)  # what JSON holds exactly
@@ -204,6 +208,8 @@ class RunConfig(BaseModel):
             fraction = values.get("fraction-train")
             usable = isinstance(fraction, float | int) and 0 < fraction <= 1
             values["fraction-evaluate"] = fraction if usable else 1.0
+        if values.get("clients-together") == "auto":
+            values["clients-together"] = 0
         if values.get("error-feedback") == "auto":
             values["error-feedback"] = values.get("compression") in FEEDBACK
         if values.get("compression-rounding") == "auto":
@@ -267,10 +273,12 @@ class RunConfig(BaseModel):
     def for_clients(self) -> dict[str, Any]:
         """Return the options as `from_options` takes them, without the server's names.
 
-        What they say does not depend on whether the run was resumed.
+        What they say does not depend on whether the run was resumed, nor on whether the
+        number of clients together is still to be measured if it turns out to be 1.
         """
         options = self.options() | {"run-name": "", "results-dir": "-", "resume": ""}
         own = options.pop("strategy-options")
+        options["clients-together"] = self.clients_together or 1
         return options | {f"{self.strategy}.{k}": v for k, v in own.items()}
 
 

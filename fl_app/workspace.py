@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
@@ -87,6 +88,11 @@ def hosted(message: Message, context: Context) -> Hosted:
 def open_workspace(message: Message, context: Context) -> Workspace:
     """Return the data and the model that the message is about."""
     return _cached_workspace(*_asked(message, context))
+
+
+def with_options(options: Mapping[str, Any]) -> Workspace:
+    """Return what one node of a run with these options would have open."""
+    return _cached_workspace(tuple(sorted(options.items())), 1, None, "")
 
 
 def _asked(

@@ -90,8 +90,7 @@ class Federation:
         self._wait_for_reply = wait_for_reply
         self._min_nodes = min_nodes
         self._node_timeout = node_timeout
-        text = json.dumps(dict(options or {}), sort_keys=True)
-        self._options = ConfigRecord({wire.JSON: text})
+        self.set_options(options or {})
         self.states: ConfigRecord | None = None
         """Where clients keep what they remember; sent along once it is set."""
         self.waiting_folder = ""
@@ -195,6 +194,36 @@ class Federation:
                 log.warning("Node %d does not take part: %s", reply.node_id, error)
         self._require(len(answers), errors[0] if errors else None)
         return answers
+
+    def set_options(self, options: Mapping[str, Any]) -> None:
+        """Have every message from now on carry these options of the run."""
+        text = json.dumps(dict(options), sort_keys=True)
+        self._options = ConfigRecord({wire.JSON: text})
+
+    def clients_at_once(self, at_most: int) -> int:
+        """Return how many clients every node can train at once and is fastest with.
+
+        Each tries some numbers up to `at_most`; the least of their answers counts, and
+        1 where one does not give any.
+        """
+        contents = {}
+        for node in self.node_ids:
+            task = ConfigRecord({wire.NUM_NODES: self.num_nodes, wire.AT_ONCE: at_most})
+            contents[node] = RecordDict({wire.TASK: task})
+        least = at_most
+        for reply in self.exchange(contents, wire.QUERY, timeout=self._node_timeout):
+            try:
+                found = wire.take(_content(reply), wire.FASTEST, ConfigRecord)
+                number = wire.integer(found, wire.AT_ONCE)
+                if not 1 <= number <= at_most:
+                    raise ValueError(f"{number} is not from 1 to {at_most}")
+            except Exception as error:  # whatever a node may send
+                log.warning(
+                    "Node %d tried no clients at once: %s", reply.node_id, error
+                )
+                number = 1
+            least = min(least, number)
+        return least
 
     def _require(self, answered: int, first_error: str | None) -> None:
         if answered < self._min_nodes:

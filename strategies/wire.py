@@ -37,6 +37,7 @@ VALIDATED = "validated"  # MetricRecord: one list entry per client validated
 FAILED = "failed"  # ConfigRecord: one list entry per client left out
 NOT_VALIDATED = "not-validated"  # ConfigRecord: likewise, of validation alone
 HOSTED = "hosted"  # ArrayRecord: what a node hosts, the answer to a query
+FASTEST = "fastest"  # ConfigRecord: how many clients at once, the answer to AT_ONCE
 DESCRIBED = "described"  # ConfigRecord: a node's own data, the answer to a first query
 
 # Keys.
@@ -48,6 +49,7 @@ COHORT_SIZE = "cohort-size"
 BUDGET = "budget"  # seconds a node may work on the message, from its arrival
 SINGLE_UPDATES = "single-updates"  # 1: send each client's update, not their sum
 NUM_NODES = "num-nodes"
+AT_ONCE = "clients-at-once"  # how many to try at most; which of them is fastest
 WAITING = "waiting-folder"  # where simulated nodes write what clients wait for them
 CLIENT_IDS = "client-ids"
 NUM_EXAMPLES = "num-examples"

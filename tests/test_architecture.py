@@ -57,7 +57,7 @@ APP_LAYERS = [
     {"resuming", "serving.catalogue", "serving.images", "serving.predictor"},
     {"serving.schemas", "serving.guards"},
     {"workspace", "rounds", "client_states", "work_stealing"},
-    {"client_work", "mods"},
+    {"at_once", "client_work", "mods"},
     {"client_app", "server_app", "following", "submission", "certificates"},
     {"running", "doctor"},
     {"simulation", "network", "deployment", "reach", "baseline", "describing"},

@@ -69,7 +69,7 @@ def test_given_values_win_over_the_recipe(configure: Configure) -> None:
         ("run-name", "../elsewhere", "letters, digits, dots"),
         ("validation-fraction", 1.0, "less than 1"),
         ("round-timeout", 0.0, "greater than 0"),
-        ("clients-together", 0, "greater than or equal to 1"),
+        ("clients-together", 1025, "less than or equal to 1024"),
     ],
 )
 def test_a_bad_value_is_named_with_what_is_allowed(

@@ -162,9 +162,12 @@ def ours(
     metrics = folder / "metrics.jsonl"
     rows_written = Rows(metrics, case["rounds"], between)
     began = time.time()
+    command = ("flwr", "run", ".", "local-simulation", "--stream")
+    if case["nodes"]:
+        command = ("fl-app", "run", "--nodes", str(case["nodes"]))
     with rows_written:
         home.command(
-            *("flwr", "run", ".", "local-simulation", "--stream"),
+            *command,
             *("--run-config", " ".join(f"{k}={_toml(v)}" for k, v in options.items())),
         )
     whole = time.time() - began

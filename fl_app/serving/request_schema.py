@@ -63,9 +63,9 @@ def _of_value(default: object) -> Schema:
 
 
 def _or_auto(name: str, schema: Schema, default: object) -> Schema:
-    """Add the words for "as the data set's recipe has it", where they are allowed."""
+    """Add the words for "as it is best here", where they are allowed."""
     words = [word for word in ("auto", 0) if is_auto(name, word)]
-    if default != "auto":
+    if default != "auto" and 0 not in words:
         return schema
     return {"anyOf": [schema, *({"const": word} for word in words)]}
 

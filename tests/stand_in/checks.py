@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from fl_app import models, task, workspace
+from fl_app import at_once, models, task, workspace
 from fl_app.batches import Examples, Normalisation
 from fl_app.data.augment import AUGMENTATIONS
 from tests import stand_in
@@ -111,8 +112,7 @@ def test_images_stay_on_the_device(augmentation: str | None) -> None:
 
 
 def test_a_nodes_data_set_is_moved_there_once() -> None:
-    options = tuple(sorted((default_options() | {"num-clients": 3}).items()))
-    space = workspace._cached_workspace(options, 1, None, "")
+    space = workspace.with_options(default_options() | {"num-clients": 3})
     indices = [space.partition.split(client)[0] for client in range(3)]
     first = workspace.examples_of(space, indices[0])
     assert first.images.device == first.labels.device == task.default_device()
@@ -120,6 +120,43 @@ def test_a_nodes_data_set_is_moved_there_once() -> None:
     others = [workspace.examples_of(space, each) for each in indices[1:]]
     assert bytes_sent() - sent == sum(8 * len(each) for each in others)
     assert all(each.images is first.images for each in others)
+
+
+def test_how_many_at_once_is_tried_there() -> None:
+    space = workspace.with_options(default_options() | {"num-clients": 4})
+    before, sent = task.get_arrays(space.model), bytes_sent()
+    assert at_once.fastest(space, 4) in (1, 2, 4)
+    assert bytes_sent() > sent
+    for name, array in task.get_arrays(space.model).items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+class Started(TorchDispatchMode):
+    """Counts the operations that compute: on a GPU each is started by the CPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = 0
+
+    def __torch_dispatch__(
+        self, operation: Any, types: Any, given: Any = (), named: Any = None
+    ) -> Any:
+        self.number += not operation.is_view and "empty" not in str(operation)
+        return operation(*given, **(named or {}))
+
+
+@pytest.mark.parametrize("name", ["logistic", "mlp", "cnn", "lenet", "resnet"])
+def test_clients_at_once_start_fewer_operations(name: str) -> None:
+    options = {"model": name, "num-clients": 32, "batch-size": 8, "local-epochs": 2}
+    options |= {"partitioner": "iid", "max-gradient-norm": 0.0}
+    trial = at_once.Trial(workspace.with_options(default_options() | options), 32)
+    of_a_step = {}
+    for number in (1, 2, 8, 32):
+        with Started() as started:
+            trial.train(number)
+        of_a_step[number] = started.number / trial.steps(number)
+    print(name, {number: round(each, 1) for number, each in of_a_step.items()})
+    assert of_a_step[32] < of_a_step[1] / 4
 
 
 def test_what_lies_on_two_devices_is_refused() -> None:
