@@ -19,7 +19,7 @@ PROJECT = Path(__file__).parent.parent
 SHARED_DATA = PROJECT.parent / "shared" / "data"
 """Real MNIST and CIFAR-10 as Parquet, where a developer keeps them."""
 
-LONG = ("faults", "machines", "kills", "notebook", "image", "device")
+LONG = ("faults", "machines", "kills", "cases", "notebook", "image", "device")
 """Markers of tests that run only where `-m` names them."""
 
 

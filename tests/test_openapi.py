@@ -66,7 +66,7 @@ def test_the_service_keeps_to_its_document(address: str, tmp_path: Path) -> None
     assert "Tested: 12" in said
 
 
-@pytest.mark.faults
+@pytest.mark.cases
 def test_ten_thousand_cases(address: str, tmp_path: Path) -> None:
     cases, _ = ask(address, tmp_path, examples=850)
     assert cases >= 10_000
