@@ -7,7 +7,7 @@ DIR holds mnist/ and cifar10/ as Parquet files. Each side of a case runs in proc
 its own: in each turn our app and its training step alone, round by round in turn, and
 the others in the first turn, one after the other. A figure is the median of the turns'
 rounds after their first, without the server's evaluation, which is given beside. Writes
-benchmarks/results.json and results.png.
+benchmarks/results.json and results.png, or what `--results` names.
 """
 
 import argparse
@@ -59,17 +59,19 @@ def main() -> None:
     names = [*(case.name for case in CASES), *_REST]
     parser.add_argument("--only", nargs="*", choices=names)
     parser.add_argument("--sides", nargs="*", choices=list(NAMES))
+    parser.add_argument("--results", type=Path, default=HERE / "results.json")
     arguments = parser.parse_args()
     data_dir = str(Path(arguments.data_dir).resolve())
     chosen = arguments.only or names
     environment()
-    results = HERE / "results.json"
+    results = arguments.results
     found: Found = {"machine": machine()}
     if arguments.only and results.exists():
         found = json.loads(results.read_text())
         if found["machine"] != machine():
             parser.error(
-                f"{results} is of another machine: move it away, or leave out --only"
+                f"{results} is of another machine: name another file (--results), or "
+                "leave out --only"
             )
     cases = {case.name: case for case in CASES}
     found.setdefault("cases", {})
@@ -87,11 +89,11 @@ def main() -> None:
             where = ("--data-dir", data_dir)
             found[name] = side("at_once.py", *where, on_gpu=True)
         elif name == "gpu":
-            found[name] = on_gpus(data_dir, arguments.rounds)
+            found |= on_gpus(data_dir, arguments.rounds)
         else:
             found[name] = side(f"{name}.py")
         results.write_text(json.dumps(found, indent=2) + "\n")  # as far as it got
-        (HERE / "results.png").write_bytes(picture.draw(found, NAMES))
+        results.with_suffix(".png").write_bytes(picture.draw(found, NAMES))
     show(found)
 
 
@@ -263,10 +265,10 @@ def flute(data_dir: str) -> Found:
 
 
 def on_gpus(data_dir: str, rounds: int) -> Found:
-    """Return our app's rounds on this machine's GPUs; empty where it has none.
+    """Return our app's rounds on this machine's GPUs; nothing where it has none.
 
     With one to four processes a GPU, of which each trains its clients one by one, or as
-    many at once as it finds the fastest.
+    many at once as they find the fastest: that number is told beside.
     """
     from fl_app.environment import num_gpus
 
@@ -282,8 +284,9 @@ def on_gpus(data_dir: str, rounds: int) -> Found:
                     path = write(ours, data_dir, rounds, Path(folder))
                     where = ("--case", str(path))
                     ran = side("flower_run.py", *where, on_gpu=True)
-                found[name] = joined([ran])
-    return found
+                kept = {"clients_together": ran["clients_together"]}
+                found[name] = joined([ran]) | kept
+    return {"gpu": found} if found else {}
 
 
 def growth(cases: Sequence[Case], data_dir: str) -> Found:
@@ -327,7 +330,8 @@ def show(found: Found) -> None:
         "flute",
         "growth",
         "cohorts",
-        *_REST[-2:],
+        "at_once",
+        "gpu",
     ):
         if name in found:
             console.print(name, found[name])

@@ -1,42 +1,44 @@
-"""How many clients a node trains at once: measured where they are to be trained.
+"""How many clients a node trains at once, and which.
 
-`clients-together = "auto"`. Whether one model with an axis of clients (`together`) is
-trained sooner than one client after the other depends on device, model and batches, so
-each node tries a few steps of both as a run begins. The run then has one number, which
+With `clients-together = "auto"` that is measured where they are to be trained, for
+whether one model with an axis of clients (`together`) is trained sooner than one client
+after the other depends on device, model and batches. The run then has one number, which
 its options keep: repeated with it, on as many nodes, it comes to the same model.
 """
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from math import ceil, inf
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from fl_app.config import RunConfig
+import strategies
+from fl_app.client_work import ClientWork
+from fl_app.config import AUTO, RunConfig
 from strategies.federation import Federation, sample_cohort
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from fl_app.together import Work
+    from fl_app.data.datasets import Dataset
     from fl_app.workspace import Workspace
 
 log = logging.getLogger("flwr.fl_app")
 
-AUTO = 0
-"""Of `RunConfig.clients_together`, until it is settled."""
+Job = tuple[int, int | None]
+"""A client's id, and the local epochs that it manages; None for all."""
+
 MOST = 64
-_STEPS = 10  # of a client, at most
+_STEPS = 20  # of a client, at most
 _ALONE = 4  # clients that are tried one by one
 _TRIALS = 2  # of which the fastest counts; before them one that warms up
 _GAIN = 0.9  # of the time one by one, that clients at once may take
 
 
-def settled(config: RunConfig, federation: Federation, model: "nn.Module") -> RunConfig:
-    """Return the options with a number of clients in place of "auto"; tell the nodes.
+def settled(config: RunConfig, federation: Federation, dataset: "Dataset") -> RunConfig:
+    """Return the options with a number of clients in place of "auto".
 
     The least of what the nodes answer, so that no node is slowed down; 1 for models
-    that can only be trained for one client at a time.
+    that can only be trained for one client at a time, and where a node has one client.
     """
     if config.clients_together != AUTO:
         return config
@@ -44,36 +46,67 @@ def settled(config: RunConfig, federation: Federation, model: "nn.Module") -> Ru
     cohort = sample_cohort(clients, config.fraction_train, seed=config.seed, round=1)
     share = ceil(len(cohort) / len(federation.node_ids))
     number = 1
-    if share > 1 and _allows_several(model):
-        number = federation.clients_at_once(min(share, MOST))
-        log.info("The nodes train fastest with clients-together = %d", number)
-    config = config.model_copy(update={"clients_together": number})
-    federation.set_options(config.for_clients())
-    return config
+    if share > 1 and _allows_several(config, dataset):
+        number = federation.ask_clients_together(min(share, MOST))
+        log.info("clients-together = %d, as the nodes answer", number)
+    return config.model_copy(update={"clients_together": number})
 
 
-def _allows_several(model: "nn.Module") -> bool:
-    from fl_app import together
+def _allows_several(config: RunConfig, dataset: "Dataset") -> bool:
+    from fl_app import models, together
 
+    shape, num_classes = dataset.input_shape, len(dataset.class_names)
     try:
-        together.check(model)
+        together.check(models.build(config.model, shape, num_classes, seed=0))
     except ValueError as error:
         log.info("The model is trained for one client at a time: %s", error)
         return False
     return True
 
 
-def fastest(space: "Workspace", at_most: int) -> int:
+def arranged(
+    dealt: Sequence[Job], number: int, num_examples: Callable[[int], int]
+) -> tuple[list[Job], int]:
+    """Return clients in the order they are trained in, and how many at a time.
+
+    Clients of about as many steps come together and groups are about as large: a group
+    takes as long as the longest of its clients, and a small one gains little.
+
+    Args:
+        dealt: what the node is to train.
+        number: how many at most are trained at once; 1 leaves the order as it is.
+        num_examples: number of training examples of a client, by its id.
+    """
+    if number == 1 or not dealt:
+        return list(dealt), 1
+    by_work = sorted(dealt, key=lambda job: -num_examples(job[0]) * (job[1] or 1))
+    return by_work, ceil(len(dealt) / ceil(len(dealt) / number))
+
+
+def fastest(
+    opened: "Callable[[], Workspace]", at_most: int, deadline: float = inf
+) -> int:
     """Return how many clients this process trains fastest at once, a power of two.
 
     On a processor 1, without a trial: more are slower there (docs/performance.md), and
     the result of a run does not depend on how many nodes it has.
+
+    Args:
+        opened: opens the run's data and model.
+        at_most: the largest number to try.
+        deadline: of `time.monotonic`, when the trial ends with what it has found.
     """
+    import torch
+
     from fl_app import task
 
-    if task.default_device().type == "cpu":
+    device = task.default_device()
+    if device.type == "cpu":
         return 1
-    return chosen(Trial(space, at_most).seconds_of_a_step, at_most)
+    try:
+        return chosen(Trial(opened(), at_most, deadline).seconds_of_a_step, at_most)
+    finally:  # other processes of the device have a use for it
+        torch.get_device_module(device).empty_cache()
 
 
 def chosen(seconds: Callable[[int], float], at_most: int) -> int:
@@ -84,7 +117,7 @@ def chosen(seconds: Callable[[int], float], at_most: int) -> int:
 
     Args:
         seconds: of a step of a client, of so many at once; raises where they do not
-            fit.
+            fit, or when the time is up.
         at_most: the largest to try.
     """
     alone = seconds(1)
@@ -103,33 +136,30 @@ def chosen(seconds: Callable[[int], float], at_most: int) -> int:
 
 
 class Trial:
-    """The first steps of a node's clients; its model is the same afterwards."""
+    """The first steps of clients of middling size, trained as FedAvg does.
 
-    def __init__(self, space: "Workspace", at_most: int) -> None:
-        """Take so many of the clients, as they are in their first round."""
+    With all that a client takes beside them, from the model it is handed to its update.
+    """
+
+    def __init__(self, space: "Workspace", at_most: int, deadline: float = inf) -> None:
+        """Take so many of the run's clients, whichever node is to train them."""
         from fl_app import task
-        from fl_app.data.augment import AUGMENTATIONS
-        from fl_app.workspace import examples_of
 
+        received = task.get_arrays(space.model)
+        fedavg = strategies.load("fedavg")
+        self._work = ClientWork(space, received, 1, {}, deadline, strategy=fedavg)
+        owned = space.partition.clients
+        by_size = sorted(range(len(owned)), key=lambda client: len(owned[client]))
+        clients = by_size[max(0, len(by_size) - at_most) // 2 :][:at_most]
         config = space.config
-        name = space.dataset.augmentation if config.augment else None
-        options = task.TrainOptions.of_round(config, 1)
-        given = {
-            "options": options,
-            "normalise": space.normalise,
-            "seed": 0,
-            "augment": AUGMENTATIONS[name] if name else None,
-            "max_steps": _STEPS,
-        }
-        self._model = space.model
-        self._works: list[Work[float]] = []
-        self._steps: list[int] = []
-        self._copies: list[nn.Module] = []
-        for client in range(at_most):
-            examples = examples_of(space, space.partition.split(client)[0])
-            self._works.append(_work({"examples": examples, **given}))
-            epoch = ceil(len(examples) / options.batch_size)
-            self._steps.append(min(_STEPS, options.local_epochs * epoch))
+        self._steps = [
+            min(_STEPS, config.local_epochs * ceil(n / config.batch_size))
+            for n in map(space.num_examples, clients)
+        ]
+        self._trainings = [
+            partial(self._work.train, client, steps=steps)
+            for client, steps in zip(clients, self._steps, strict=True)
+        ]
 
     def seconds_of_a_step(self, number: int) -> float:
         """Return what one client's step takes, of so many clients at once."""
@@ -146,25 +176,11 @@ class Trial:
 
     def train(self, number: int) -> None:
         """Train so many clients at once; of 1, a few one after the other."""
-        from fl_app import task, together
-
-        if number > 1:
-            self._copies += together.copies(self._model, number - len(self._copies))
-            outcomes = together.run(
-                self._copies[:number], self._model, self._works[:number]
-            )
-            for outcome in outcomes:
-                if isinstance(outcome, Exception):
-                    raise outcome
+        if number == 1:
+            for training in self._trainings[:_ALONE]:
+                training()
             return
-        start = task.Snapshot(self._model)
-        for work in self._works[:_ALONE]:
-            try:
-                work(self._model, task.train)
-            finally:
-                start.restore()
-
-
-def _work(given: dict[str, Any]) -> "Work[float]":
-    """Return what trains a model on what is given, by whatever way to train."""
-    return lambda model, train: train(model, **given)
+        for result in self._work.train_at_once(
+            self._trainings[:number], or_one_by_one=False
+        ):
+            result()

@@ -295,7 +295,7 @@ def named(config: RunConfig) -> RunConfig:
             "federation would without it"
         )
     name = config.run_name or artifacts.unused_name(config)
-    return config.model_copy(update={"run_name": name})
+    return config.model_copy(update={"run_name": name, "clients_together": 1})
 
 
 def _sizes(partition: Partition) -> list[int]:

@@ -8,6 +8,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from flwr.app import (
     ArrayRecord,
@@ -46,11 +47,8 @@ def query(message: Message, context: Context) -> Message:
     clients it trains fastest at once, if that is what it is asked.
     """
     task = wire.take(message.content, wire.TASK, ConfigRecord)
-    if wire.AT_ONCE in task:
-        space = open_workspace(message, context)
-        number = at_once.fastest(space, wire.integer(task, wire.AT_ONCE))
-        answer = RecordDict({wire.FASTEST: ConfigRecord({wire.AT_ONCE: number})})
-        return Message(answer, reply_to=message)
+    if wire.TRY_TOGETHER in task:
+        return _try_together(message, context)
     config = RunConfig.from_options(dict(options_of(message, context)), recipe_for)
     own = private.Node.of(context.node_config)
     if config.dataset != private.NAME and own is not None:
@@ -74,6 +72,20 @@ def query(message: Message, context: Context) -> Message:
             wire.LEVEL_COUNTS: level_counts(data.dataset.train_images),
         }
     return Message(RecordDict({wire.HOSTED: wire.pack(arrays)}), reply_to=message)
+
+
+def _try_together(message: Message, context: Context) -> Message:
+    task = wire.take(message.content, wire.TASK, ConfigRecord)
+    budget = wire.budget_in(task)
+    deadline = time.monotonic() + budget
+    with processes.watched(budget):
+        number = at_once.fastest(
+            partial(open_workspace, message, context),
+            wire.integer(task, wire.TRY_TOGETHER),
+            deadline,
+        )
+    answer = ConfigRecord({wire.CLIENTS_TOGETHER: number})
+    return Message(RecordDict({wire.FASTEST: answer}), reply_to=message)
 
 
 @app.train(mods=[mods.tell_states, mods.compress])
@@ -105,7 +117,11 @@ def _train_and_validate(message: Message, context: Context, deadline: float) -> 
     evaluate_ids = wire.integers(task, wire.EVALUATE_IDS)
     slow = wire.integers(task, wire.EPOCHS)
     epochs = dict(zip(train_ids, slow, strict=True)) if slow else {}
-    own = [(client, epochs.get(client)) for client in sorted(train_ids)]
+    own, at_a_time = at_once.arranged(
+        [(client, epochs.get(client)) for client in sorted(train_ids)],
+        wire.integer(task, wire.CLIENTS_TOGETHER),
+        space.num_examples,
+    )
     jobs = work_stealing.jobs(own, task, context, space.num_examples)
     round = wire.integer(task, wire.ROUND)
     keeps_state = strategies.load(space.config.strategy).KEEPS_STATE
@@ -123,7 +139,7 @@ def _train_and_validate(message: Message, context: Context, deadline: float) -> 
     for client in sorted(evaluate_ids):
         with _guarded(client, not_validated):
             validated += work.validate(client)
-    for client, result in work.train_each(jobs):
+    for client, result in work.train_each(jobs, at_a_time):
         with _guarded(client, failed):
             update, row = result()
             if single:

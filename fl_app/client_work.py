@@ -91,7 +91,19 @@ class ClientWork:
         options: dict[str, Any],
         deadline: float,
         memories: Memories | None = None,
+        strategy: type[Algorithm] | None = None,
     ) -> None:
+        """Work on one message's clients.
+
+        Args:
+            space: the data, and the model that is overwritten.
+            received: the model to start from, by name.
+            round: from 1.
+            options: the strategy's, for its client half.
+            deadline: of `time.monotonic`, when clients are given up.
+            memories: what clients remember; None for nothing.
+            strategy: whose client half trains; None for the run's.
+        """
         self.space = space
         self.deadline = deadline
         self.received = received
@@ -100,7 +112,7 @@ class ClientWork:
         self.pooled = space.config.normalisation_policy == "pooled"
         self.base = aggregation.to_moments(received) if self.pooled else received
         """What updates are differences to."""
-        self._strategy = strategies.load(space.config.strategy)
+        self._strategy = strategy or strategies.load(space.config.strategy)
         self._memories = memories or Memories()
         self._start: task.Snapshot | None = None
 
@@ -171,7 +183,7 @@ class ClientWork:
         return [row]
 
     def train_each(
-        self, jobs: Iterator[tuple[int, int | None]]
+        self, jobs: Iterator[tuple[int, int | None]], at_a_time: int = 1
     ) -> Iterator[tuple[int, Callable[[], Trained]]]:
         """Yield each client, and what returns or raises what `train` does of it.
 
@@ -179,19 +191,23 @@ class ClientWork:
 
         Args:
             jobs: clients' ids, and the local epochs that they manage; None for all.
+            at_a_time: how many are trained at once.
         """
-        at_once = self.space.config.clients_together
-        while group := list(islice(jobs, at_once)):
+        while group := list(islice(jobs, at_a_time)):
             works = [partial(self.train, client, epochs=e) for client, e in group]
-            results = self._together(works) if len(group) > 1 else works
+            results = self.train_at_once(works) if len(group) > 1 else works
             yield from zip([client for client, _ in group], results, strict=True)
 
-    def _together(
-        self, works: Sequence[Callable[..., Trained]]
+    def train_at_once(
+        self, works: Sequence[Callable[..., Trained]], *, or_one_by_one: bool = True
     ) -> list[Callable[[], Trained]]:
-        """Do the works, training at once; return what gives the results.
+        """Do calls of `train`, training at once; return what gives the results.
 
         Each client's `seconds` are its share of the time that all took.
+
+        Args:
+            works: `train` of each client.
+            or_one_by_one: whether they are trained so if an operation for all fails.
         """
         from fl_app import together
 
@@ -201,7 +217,9 @@ class ClientWork:
         try:
             self._begin()
             models += together.copies(self.space.model, number - len(models))
-            outcomes = together.run(models[:number], self.space.model, works)
+            outcomes = together.run(
+                models[:number], self.space.model, works, or_one_by_one=or_one_by_one
+            )
         except Exception as error:  # of none of them: each reports it
             outcomes = [error] * number
         share = {wire.SECONDS: (time.monotonic() - start) / number}

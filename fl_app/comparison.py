@@ -98,6 +98,8 @@ class Run:
         options = dict(self.options)
         if options["regime"] != "federated":  # what it does not send is not coded
             options |= dict.fromkeys(_CODECS, "none")
+        if options["clients-together"] > 1:  # however many: "auto" may find others
+            options["clients-together"] = "several"
         unused = _said_by_codec(options)
         unused |= set() if falls else {"learning-rate-decay"}
         decided = {
@@ -213,8 +215,8 @@ def read(paths: Iterable[Path]) -> tuple[list[Run], list[Run]]:
         elif alike[0].summary["model_sha256"] != run.summary["model_sha256"]:
             raise ConfigError(
                 f"runs {alike[0].name} and {run.name} have the same options and seed "
-                "but made different models (other code, machine or number of nodes?): "
-                "leave one of them out"
+                "but made different models (other code, machine, number of nodes or "
+                "clients-together?): leave one of them out"
             )
         else:
             again.append(run)

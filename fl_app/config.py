@@ -54,10 +54,20 @@ RUN_NAME = r"^([A-Za-z0-9][A-Za-z0-9._-]{0,99})?$"
 _RESERVED = {"comparison", "data", "reference"}
 _ADAM_LEARNING_RATE = 0.001  # Kingma and Ba 2015; recipes are for SGD
 _ZERO_IS_AUTO = {
-    *("num_server_rounds", "local_epochs", "batch_size", "learning_rate"),
+    "num_server_rounds",
+    "local_epochs",
+    "batch_size",
+    "learning_rate",
     "clients_together",
 }
 """Options for which 0 has no meaning of its own."""
+AUTO = 0
+"""Clients that are trained at once, until that is measured."""
+_CAN_BE_AUTO = {
+    *(name.replace("_", "-") for name in Recipe.__dataclass_fields__),
+    *("fraction-evaluate", "error-feedback", "compression-rounding"),
+    "clients-together",
+}
 _IN_SHORT = (
     *("dataset", "num-clients", "partitioner", "model", "strategy"),
     *("num-server-rounds", "local-epochs", "batch-size", "optimizer", "learning-rate"),
@@ -69,7 +79,7 @@ def _kebab(name: str) -> str:
 
 
 def is_auto(option: str, value: object) -> bool:
-    """Whether a value stands for that of the data set's recipe."""
+    """Whether a value stands for one that the data set's recipe or a trial gives."""
     zero = value == 0 and not isinstance(value, bool)
     return value == "auto" or (zero and option in map(_kebab, _ZERO_IS_AUTO))
 
@@ -143,7 +153,7 @@ class RunConfig(BaseModel):
     max_gradient_norm: float = Field(ge=0, allow_inf_nan=False)
     precision: Literal["float32", "bfloat16"]
     clients_together: int = Field(ge=0, le=1024)
-    """0 until it is measured, where that was asked for: see `at_once`."""
+    """`AUTO` until it is measured, where that was asked for: see `at_once`."""
     num_threads: int = Field(ge=1, le=1024)
 
     seed: int = Field(ge=0, lt=2**53)  # what JSON holds exactly
@@ -209,7 +219,7 @@ class RunConfig(BaseModel):
             usable = isinstance(fraction, float | int) and 0 < fraction <= 1
             values["fraction-evaluate"] = fraction if usable else 1.0
         if values.get("clients-together") == "auto":
-            values["clients-together"] = 0
+            values["clients-together"] = AUTO
         if values.get("error-feedback") == "auto":
             values["error-feedback"] = values.get("compression") in FEEDBACK
         if values.get("compression-rounding") == "auto":
@@ -273,12 +283,12 @@ class RunConfig(BaseModel):
     def for_clients(self) -> dict[str, Any]:
         """Return the options as `from_options` takes them, without the server's names.
 
-        What they say does not depend on whether the run was resumed, nor on whether the
-        number of clients together is still to be measured if it turns out to be 1.
+        What they say does not depend on whether the run was resumed. How many clients
+        are trained at once each message says by itself, once it is settled.
         """
         options = self.options() | {"run-name": "", "results-dir": "-", "resume": ""}
+        options["clients-together"] = 1
         own = options.pop("strategy-options")
-        options["clients-together"] = self.clients_together or 1
         return options | {f"{self.strategy}.{k}": v for k, v in own.items()}
 
 
@@ -307,10 +317,12 @@ def _one_line(error: ValidationError) -> str:
             reason = reason.replace("Input should", "should")
             if item["type"].startswith(("int_", "float_", "finite_")):
                 reason += f", {bounds}" if (bounds := _bounds(option)) else ""
+                reason += ', or "auto"' if option in _CAN_BE_AUTO else ""
             elif " and " in (bounds := _bounds(option)):
                 reason += f" (allowed: {bounds})"  # and not the one alone
             elif item["type"].startswith("bool_"):
                 reason += ", true or false"
+                reason += ', or "auto"' if option in _CAN_BE_AUTO else ""
             lines.append(f"{option} = {item['input']!r} is not allowed: {reason}")
     return "; ".join(lines)
 

@@ -40,8 +40,6 @@ from strategies.randomness import keyed_seed
 from strategies.wire import Arrays
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from fl_app.data.datasets import Dataset
 
 log = logging.getLogger("flwr.fl_app")
@@ -75,8 +73,9 @@ def main(grid: Grid, context: Context) -> None:
     dataset = agreement.dataset() if agreement else shared
     assert dataset is not None
     arrays, info = initial_model(config, dataset, read=not config.resume)
-    model = check_model(strategy, config, dataset)
-    config = at_once.settled(config, federation, model)
+    check_model(strategy, config, dataset)
+    config = at_once.settled(config, federation, dataset)
+    federation.clients_together = config.clients_together
     # Of clients trained together, the last bits depend on who is with whom.
     stealing = waking.in_simulation(grid) and config.clients_together == 1
     with (
@@ -215,12 +214,8 @@ def training_set(
     return GlobalTest(dataset, info, training=clients.merged().split(0)[0])
 
 
-def check_model(strategy: FedAvg, config: RunConfig, dataset: "Dataset") -> "nn.Module":
-    """Return a model of the run's kind.
-
-    Raises:
-        ConfigError: the strategy, or another option, is not for it.
-    """
+def check_model(strategy: FedAvg, config: RunConfig, dataset: "Dataset") -> None:
+    """Raises: ConfigError: the strategy, or another option, is not for this model."""
     from fl_app import models
 
     shape, num_classes = dataset.input_shape, len(dataset.class_names)
@@ -239,7 +234,6 @@ def check_model(strategy: FedAvg, config: RunConfig, dataset: "Dataset") -> "nn.
                 f"model = {config.model!r} cannot be trained for several clients at "
                 f"once: {error}; set clients-together = 1"
             ) from None
-    return model
 
 
 def build_strategy(config: RunConfig) -> FedAvg:

@@ -24,7 +24,7 @@ from fl_app import (
     simulation,
 )
 from fl_app.artifacts import RunFolder
-from fl_app.config import ConfigError, RunConfig, meant
+from fl_app.config import ConfigError, RunConfig, is_auto, meant
 from fl_app.data.datasets import recipe_for
 from fl_app.environment import check_nodes, default_options, find_project
 from fl_app.following import RunView
@@ -187,6 +187,7 @@ def _check(cell: Cell) -> None:
         key
         for key, value in wanted.items()
         if key not in checkpoints.CHANGEABLE
+        and not is_auto(key, value)  # what came of it is there
         and there["options"].get(key) not in (value, elsewhere[key])
     ]
     if odd or there["options"]["num-server-rounds"] != wanted["num-server-rounds"]:

@@ -289,8 +289,22 @@ def _logits(
 
 def get_arrays(model: nn.Module) -> dict[str, np.ndarray[Any, Any]]:
     """Return the model's state (parameters and buffers) as new arrays, by name."""
-    state = model.state_dict()
-    return {name: t.detach().cpu().numpy().copy() for name, t in state.items()}
+    state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    if any(tensor.device.type != "cpu" for tensor in state.values()):
+        state = _fetched(state)
+    return {name: tensor.numpy().copy() for name, tensor in state.items()}
+
+
+def _fetched(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return tensors of a device on the CPU; it is waited for once for each dtype."""
+    found: dict[str, torch.Tensor] = {}
+    for dtype in {tensor.dtype for tensor in tensors.values()}:
+        alike = {name: t for name, t in tensors.items() if t.dtype == dtype}
+        flat = torch.cat([tensor.reshape(-1) for tensor in alike.values()]).cpu()
+        parts = torch.split(flat, [tensor.numel() for tensor in alike.values()])
+        for (name, tensor), part in zip(alike.items(), parts, strict=True):
+            found[name] = part.view(tensor.shape)
+    return {name: found[name] for name in tensors}
 
 
 def set_arrays(model: nn.Module, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:

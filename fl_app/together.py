@@ -69,7 +69,11 @@ def check(model: nn.Module) -> None:
 
 
 def run(
-    models: Sequence[nn.Module], start: nn.Module, works: Sequence[Work[Result]]
+    models: Sequence[nn.Module],
+    start: nn.Module,
+    works: Sequence[Work[Result]],
+    *,
+    or_one_by_one: bool = True,
 ) -> list[Result | Exception]:
     """Do the clients' works, and their training together.
 
@@ -79,6 +83,8 @@ def run(
         models: copies of `start`, one for each work; overwritten.
         start: the model that each client starts from; it stays as it is.
         works: one for each client. Their options differ in epochs at most.
+        or_one_by_one: whether each is trained by itself should an operation for all
+            fail, for want of memory or by what one of them brought; else that raises.
 
     Returns:
         what each work returned or raised, in their order.
@@ -86,7 +92,7 @@ def run(
     for model in models:
         for own, shared in zip(model.parameters(), start.parameters(), strict=True):
             own.data = shared.detach().clone()
-    meeting = _Meeting(len(works))
+    meeting = _Meeting(len(works), or_one_by_one)
     with ThreadPoolExecutor(len(works), "client") as pool:
         try:
             futures = [
@@ -147,7 +153,8 @@ class _Meeting:
     its own to wait on; nothing is ever done by two at once.
     """
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, or_one_by_one: bool) -> None:
+        self._or_one_by_one = or_one_by_one
         self._turn = Condition()
         self._running = number
         self._asked: dict[int, _Request] = {}
@@ -191,16 +198,15 @@ class _Meeting:
                 self._turn.wait_for(lambda: len(self._asked) == self._running)
                 asked, self._asked = self._asked, {}
                 if asked:
-                    self._answers |= zip(asked, _train(asked.values()), strict=True)
+                    answers = _train(asked.values(), self._or_one_by_one)
+                    self._answers |= zip(asked, answers, strict=True)
                     self._turn.notify_all()
 
 
-def _train(requests: Iterable[_Request]) -> list[float | Exception]:
-    """Train in place; return for each what `task.train` would return or raise.
-
-    Should an operation for all fail, for want of memory or by what one of them brought,
-    each is trained by itself.
-    """
+def _train(
+    requests: Iterable[_Request], or_one_by_one: bool
+) -> list[float | Exception]:
+    """Train in place; return for each what `task.train` would return or raise."""
     asked = list(requests)
     begun = [[p.detach() for p in request.model.parameters()] for request in asked]
     try:
@@ -212,6 +218,8 @@ def _train(requests: Iterable[_Request]) -> list[float | Exception]:
             stack.step(sum(request.steps > taken for request in by_steps))
         return [stack.outcome(by_steps.index(request)) for request in asked]
     except Exception:
+        if not or_one_by_one:
+            raise
         log.warning("Clients are trained one by one, not together", exc_info=True)
         return [_alone(*each) for each in zip(asked, begun, strict=True)]
 
@@ -313,7 +321,7 @@ class _Stack:
 def _losses(outputs: Tensor, targets: Tensor) -> Tensor:
     """Return each client's sum of losses, of outputs (client, B, class).
 
-    Not under `vmap`, which makes ten operations of what is two.
+    Not under `vmap`, which makes fourteen operations of what is three.
     """
     each = F.cross_entropy(outputs.flatten(0, 1), targets.flatten(), reduction="none")
     return each.view(targets.shape).sum(dim=1)

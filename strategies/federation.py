@@ -90,12 +90,15 @@ class Federation:
         self._wait_for_reply = wait_for_reply
         self._min_nodes = min_nodes
         self._node_timeout = node_timeout
-        self.set_options(options or {})
+        text = json.dumps(dict(options or {}), sort_keys=True)
+        self._options = ConfigRecord({wire.JSON: text})
         self.states: ConfigRecord | None = None
         """Where clients keep what they remember; sent along once it is set."""
         self.waiting_folder = ""
         """Name of the temporary folder in which nodes write which clients wait for
         them, for others to take; sent along once it is set."""
+        self.clients_together = 1
+        """How many clients a node trains at once; sent along."""
         self.label_counts: np.ndarray[tuple[int, int], np.dtype[np.int64]]
         """Training examples per client and class, shape (num_clients, num_classes)."""
         self.client_names = list(client_names)
@@ -195,35 +198,29 @@ class Federation:
         self._require(len(answers), errors[0] if errors else None)
         return answers
 
-    def set_options(self, options: Mapping[str, Any]) -> None:
-        """Have every message from now on carry these options of the run."""
-        text = json.dumps(dict(options), sort_keys=True)
-        self._options = ConfigRecord({wire.JSON: text})
+    def ask_clients_together(self, at_most: int) -> int:
+        """Return how many clients each node can train at once and be fast.
 
-    def clients_at_once(self, at_most: int) -> int:
-        """Return how many clients every node can train at once and is fastest with.
-
-        Each tries some numbers up to `at_most`; the least of their answers counts, and
-        1 where one does not give any.
+        Each tries some numbers up to `at_most`, for half of `node_timeout` at most. The
+        least of what they answer; 1 where none does.
         """
         contents = {}
         for node in self.node_ids:
-            task = ConfigRecord({wire.NUM_NODES: self.num_nodes, wire.AT_ONCE: at_most})
+            task = ConfigRecord({wire.NUM_NODES: self.num_nodes})
+            task[wire.TRY_TOGETHER] = at_most
+            task[wire.BUDGET] = self._node_timeout / 2
             contents[node] = RecordDict({wire.TASK: task})
-        least = at_most
+        answers = []
         for reply in self.exchange(contents, wire.QUERY, timeout=self._node_timeout):
             try:
-                found = wire.take(_content(reply), wire.FASTEST, ConfigRecord)
-                number = wire.integer(found, wire.AT_ONCE)
-                if not 1 <= number <= at_most:
-                    raise ValueError(f"{number} is not from 1 to {at_most}")
+                answers.append(_clients_together(reply, at_most))
             except Exception as error:  # whatever a node may send
                 log.warning(
-                    "Node %d tried no clients at once: %s", reply.node_id, error
+                    "Node %d does not say how many clients it trains fastest: %s",
+                    reply.node_id,
+                    error,
                 )
-                number = 1
-            least = min(least, number)
-        return least
+        return min(answers, default=1)
 
     def _require(self, answered: int, first_error: str | None) -> None:
         if answered < self._min_nodes:
@@ -353,6 +350,14 @@ def _description(reply: Reply) -> tuple[str, str]:
     described = wire.take(_content(reply), wire.DESCRIBED, ConfigRecord)
     text = str(described[wire.JSON])
     return str(json.loads(text)["client"]), text
+
+
+def _clients_together(reply: Reply, at_most: int) -> int:
+    found = wire.take(_content(reply), wire.FASTEST, ConfigRecord)
+    number = wire.integer(found, wire.CLIENTS_TOGETHER)
+    if not 1 <= number <= at_most:
+        raise ValueError(f"{number} is not from 1 to {at_most}")
+    return number
 
 
 def _hosted(reply: Reply) -> Arrays:

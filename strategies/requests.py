@@ -69,6 +69,7 @@ class Request:
                 wire.COHORT_SIZE: max(1, len(self.train)),
                 wire.SINGLE_UPDATES: int(self.single_updates),
                 wire.BUDGET: self.budget,
+                wire.CLIENTS_TOGETHER: federation.clients_together,
                 **({wire.WAITING: waiting} if waiting else {}),
                 **{key: values for key, values in lists.items() if values},
             }

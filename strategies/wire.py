@@ -37,7 +37,7 @@ VALIDATED = "validated"  # MetricRecord: one list entry per client validated
 FAILED = "failed"  # ConfigRecord: one list entry per client left out
 NOT_VALIDATED = "not-validated"  # ConfigRecord: likewise, of validation alone
 HOSTED = "hosted"  # ArrayRecord: what a node hosts, the answer to a query
-FASTEST = "fastest"  # ConfigRecord: how many clients at once, the answer to AT_ONCE
+FASTEST = "fastest"  # ConfigRecord: CLIENTS_TOGETHER, the answer to TRY_TOGETHER
 DESCRIBED = "described"  # ConfigRecord: a node's own data, the answer to a first query
 
 # Keys.
@@ -49,7 +49,8 @@ COHORT_SIZE = "cohort-size"
 BUDGET = "budget"  # seconds a node may work on the message, from its arrival
 SINGLE_UPDATES = "single-updates"  # 1: send each client's update, not their sum
 NUM_NODES = "num-nodes"
-AT_ONCE = "clients-at-once"  # how many to try at most; which of them is fastest
+CLIENTS_TOGETHER = "clients-together"  # how many a node trains at once
+TRY_TOGETHER = "try-clients-together"  # how many to try at most
 WAITING = "waiting-folder"  # where simulated nodes write what clients wait for them
 CLIENT_IDS = "client-ids"
 NUM_EXAMPLES = "num-examples"

@@ -1,52 +1,48 @@
 """`clients-together = "auto"`: what nodes try, answer, and what a run makes of it."""
 
+import time
 from collections.abc import Callable
-from math import inf
+from math import ceil, inf
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Error, Message, RecordDict
 
-from fl_app import at_once, task, together, workspace
-from fl_app.config import RunConfig
-from fl_app.data import datasets
+from fl_app import at_once, baseline, comparison, sweep, task, together, workspace
+from fl_app.artifacts import RunFolder
+from fl_app.serving.jobs import Jobs
 from strategies import wire
 from strategies.federation import Federation
-from tests.conftest import default_options, make_config
+from tests.conftest import PROJECT, default_options, make_config
 from tests.local_grid import Handler, LocalGrid
 from tests.test_run import run, sha
 
 
 @pytest.mark.parametrize(
-    ("seconds", "at_most", "expected"),
+    ("seconds", "at_most", "tried", "expected"),
     [
-        ({1: 1.0, 2: 2.0, 4: 1.1, 8: 0.6, 16: 0.5, 32: 0.55, 64: 0.1}, 64, 16),
-        ({1: 1.0, 2: 2.0, 4: 1.1, 8: 0.6, 16: 0.5}, 15, 8),
-        ({1: 1.0, 2: 2.0, 4: 1.5, 8: 1.2, 16: 1.3}, 64, 1),  # never worth it
-        ({1: 1.0, 2: 0.95, 4: 0.96}, 64, 1),  # not clearly better
-        ({1: 1.0, 2: 0.8}, 2, 2),
-        ({1: 1.0}, 1, 1),
+        ([1.0, 2.0, 1.1, 0.6, 0.5, 0.55], 64, [1, 2, 4, 8, 16, 32], 16),
+        ([1.0, 2.0, 1.1, 0.6], 15, [1, 2, 4, 8], 8),
+        ([1.0, 2.0, 1.5, 1.2, 1.3], 64, [1, 2, 4, 8, 16], 1),  # never worth it
+        ([1.0, 0.95, 0.96], 64, [1, 2, 4], 1),  # not clearly better
+        ([1.0, 0.8], 2, [1, 2], 2),
+        ([1.0], 1, [1], 1),
     ],
 )
 def test_the_fastest_is_chosen(
-    seconds: dict[int, float], at_most: int, expected: int
+    seconds: list[float], at_most: int, tried: list[int], expected: int
 ) -> None:
-    assert at_once.chosen(seconds.__getitem__, at_most) == expected
+    asked, answers = [], iter(seconds)
 
+    def of(number: int) -> float:
+        asked.append(number)
+        return next(answers)
 
-def test_what_does_not_fit_ends_the_trial() -> None:
-    tried = []
-
-    def seconds(number: int) -> float:
-        tried.append(number)
-        if number == 8:
-            raise torch.OutOfMemoryError
-        return 1 / number
-
-    assert at_once.chosen(seconds, 64) == 4
-    assert tried == [1, 2, 4, 8]
+    assert at_once.chosen(of, at_most) == expected
+    assert asked == tried
 
 
 def a_space(**changes: object) -> workspace.Workspace:
@@ -54,48 +50,116 @@ def a_space(**changes: object) -> workspace.Workspace:
     return workspace.with_options(default_options() | given)
 
 
-def test_a_trial_takes_the_clients_own_steps_and_leaves_the_model(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    space = a_space(**{"local-epochs": 3})
-    before = task.get_arrays(space.model)
-    state = torch.get_rng_state()
-    trained = []
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many clients were trained at once, in each of all trainings."""
+    found: list[int] = []
     alone, several = task.train, together.run
 
-    def noting(model: torch.nn.Module, *what: object, **how: object) -> float:
-        trained.append(1)
-        return alone(model, *what, **how)  # type: ignore[arg-type]
+    def noting(model: torch.nn.Module, *what: Any, **how: Any) -> float:
+        found.append(1)
+        return alone(model, *what, **how)
 
-    def noting_several(models: list[torch.nn.Module], *others: object) -> object:
-        trained.append(len(models))
-        return several(models, *others)  # type: ignore[arg-type]
+    def noting_several(models: list[torch.nn.Module], *others: Any, **how: Any) -> Any:
+        found.append(len(models))
+        return several(models, *others, **how)
 
     monkeypatch.setattr(task, "train", noting)
     monkeypatch.setattr(together, "run", noting_several)
+    return found
+
+
+def test_a_trial_takes_the_clients_own_steps(trained: list[int]) -> None:
+    space = a_space(**{"local-epochs": 3})
+    state = torch.get_rng_state()
     trial = at_once.Trial(space, 6)
     assert 0 < trial.seconds_of_a_step(1) < inf
     assert trained == [1] * 4 * 3  # four clients; to warm up, and twice
     trained.clear()
     assert 0 < trial.seconds_of_a_step(6) < inf
     assert trained == [6] * 3
-    for name, array in task.get_arrays(space.model).items():
-        np.testing.assert_array_equal(array, before[name])
+    sizes = [len(space.partition.split(client)[0]) for client in range(6)]
+    assert trial.steps(6) == sum(min(20, 3 * ceil(size / 16)) for size in sizes)
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_nothing_is_tried_on_a_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(at_once, "Trial", None)
-    assert at_once.fastest(a_space(), 6) == 1
+def test_a_trial_is_of_clients_of_middling_size(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    space = a_space(**{"num-clients": 20, "partitioner": "quantity"})
+    chosen: list[int] = []
+    whole = space.partition.split
+
+    def noting(client: int) -> Any:
+        chosen.append(client)
+        return whole(client)
+
+    monkeypatch.setattr(type(space.partition), "split", lambda _, c: noting(c))
+    at_once.Trial(space, 4)
+    sizes = sorted((len(o), k) for k, o in enumerate(space.partition.clients))
+    assert set(chosen) == {client for _, client in sizes[8:12]}
+
+
+def test_what_cannot_be_trained_at_once_ends_the_trial(
+    monkeypatch: pytest.MonkeyPatch, trained: list[int]
+) -> None:
+    """And is not taken for what is trained one by one in its place."""
+    whole = together._Stack.step
+
+    def step(stack: Any, active: int) -> None:
+        if active == 4:
+            raise torch.OutOfMemoryError
+        whole(stack, active)
+
+    monkeypatch.setattr(together._Stack, "step", step)
+    space = a_space(**{"num-clients": 8, "partitioner": "iid"})
+    trial = at_once.Trial(space, 8)
+    with pytest.raises(torch.OutOfMemoryError):
+        trial.seconds_of_a_step(4)
+    trained.clear()
+    assert at_once.chosen(trial.seconds_of_a_step, 8) in (1, 2)
+    assert trained == [1] * 12 + [2] * 3 + [4]  # and 8 are not tried
+
+
+def test_a_trial_ends_when_its_time_is_up() -> None:
+    trial = at_once.Trial(a_space(), 6, deadline=time.monotonic() - 1)
+    with pytest.raises(TimeoutError):
+        trial.seconds_of_a_step(1)
+    with pytest.raises(TimeoutError):
+        trial.seconds_of_a_step(2)
+
+
+def test_nothing_is_tried_on_a_processor() -> None:
+    def opened() -> workspace.Workspace:
+        raise AssertionError("there is no need for its data")
+
+    assert at_once.fastest(opened, 6) == 1
+
+
+def test_groups_are_alike() -> None:
+    sizes = {0: 5, 1: 90, 2: 7, 3: 60, 4: 50, 5: 6, 6: 6}
+    dealt: list[at_once.Job] = [(client, None) for client in sizes]
+    dealt[1] = (1, 2)  # two epochs of 90
+    order, at_a_time = at_once.arranged(dealt, 4, sizes.__getitem__)
+    assert [client for client, _ in order] == [1, 3, 4, 2, 5, 6, 0]
+    assert at_a_time == 4
+    assert at_once.arranged(dealt[:5], 4, sizes.__getitem__)[1] == 3  # not 4 and 1
+    assert at_once.arranged(dealt, 1, sizes.__getitem__) == (dealt, 1)
+    assert at_once.arranged([], 4, sizes.__getitem__) == ([], 1)
 
 
 def answering(number: object) -> Handler:
     counts = wire.pack({wire.LABEL_COUNTS: np.array([[5, 0], [4, 1], [3, 3]])})
 
     def node(message: Message) -> Message:
-        if wire.AT_ONCE not in wire.take(message.content, wire.TASK, ConfigRecord):
+        task = wire.take(message.content, wire.TASK, ConfigRecord)
+        if wire.TRY_TOGETHER not in task:
             return Message(RecordDict({wire.HOSTED: counts}), reply_to=message)
-        answer = ConfigRecord({wire.AT_ONCE: number})  # type: ignore[dict-item]
+        assert task[wire.TRY_TOGETHER] == 8
+        assert task[wire.BUDGET] == 0.5
+        if number is None:
+            return Message(Error(2, "no"), reply_to=message)
+        answer = ConfigRecord({wire.CLIENTS_TOGETHER: number})  # type: ignore[dict-item]
         return Message(RecordDict({wire.FASTEST: answer}), reply_to=message)
 
     return node
@@ -103,12 +167,15 @@ def answering(number: object) -> Handler:
 
 @pytest.mark.parametrize(
     ("answers", "expected"),
-    [((8, 4), 4), ((8, 1), 1), ((8,), 8), ((8, 99), 1), ((8, "all"), 1), ((0,), 1)],
+    [
+        *[((8, 4), 4), ((8, 1), 1), ((8,), 8)],
+        *[((8, 99), 8), ((8, "all"), 8), ((8, 0), 8), ((8, None), 8), ((None,), 1)],
+    ],
 )
 def test_no_node_is_slowed_down(answers: tuple[object, ...], expected: int) -> None:
     grid = LocalGrid({k: answering(each) for k, each in enumerate(answers)})
     federation = Federation(grid, min_nodes=1, node_timeout=1)
-    assert federation.clients_at_once(8) == expected
+    assert federation.ask_clients_together(8) == expected
 
 
 @pytest.fixture
@@ -118,7 +185,8 @@ def answer(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
     def found(number: int) -> list[int]:
         asked: list[int] = []
 
-        def fastest(space: workspace.Workspace, at_most: int) -> int:
+        def fastest(opened: Any, at_most: int, deadline: float) -> int:
+            assert 50 < deadline - time.monotonic() < 60  # half of node-timeout
             asked.append(at_most)
             return number
 
@@ -182,6 +250,34 @@ def test_nothing_is_asked_where_there_is_nothing_to_choose(
 def test_the_option_is_a_number_or_auto() -> None:
     for given in ("auto", 0):
         assert make_config(clients_together=given).clients_together == at_once.AUTO
-    config = make_config(clients_together="auto")
-    sent = RunConfig.from_options(config.for_clients(), datasets.recipe_for)
-    assert sent.clients_together == 1  # until it is settled
+    sent = [make_config(clients_together=each).for_clients() for each in ("auto", 8)]
+    assert sent[0] == sent[1]  # so that nodes do not open their data anew
+
+
+def test_a_sweep_takes_a_run_for_its_own_whatever_was_found(tmp_path: Path) -> None:
+    config = make_config(
+        clients_together="auto", results_dir=str(tmp_path), run_name="a"
+    )
+    RunFolder.create(config.model_copy(update={"clients_together": 16}))
+    sweep._check(sweep.Cell(config, {}))
+
+
+def test_the_service_hands_the_word_on(tmp_path: Path) -> None:
+    jobs = Jobs(tmp_path, PROJECT, nodes=2)
+    for given in ("auto", 0, 1):
+        handed, _ = jobs._checked({"clients-together": given, "model": "auto"})
+        assert handed["clients-together"] == given
+        assert "model" not in handed  # "auto" is what it is in any case
+
+
+def test_a_baseline_trains_one_by_one() -> None:
+    assert baseline.named(make_config(clients_together="auto")).clients_together == 1
+
+
+def test_runs_that_found_other_numbers_are_one_method() -> None:
+    def read(number: int, seed: int) -> comparison.Run:
+        options = make_config(clients_together=number, seed=seed).options()
+        return comparison.Run(f"{number}", options, [], {})
+
+    methods = [read(16, 0).method, read(32, 1).method, read(1, 2).method]
+    assert methods[0] == methods[1] != methods[2]

@@ -3,12 +3,12 @@
     python benchmarks/sides/flower_run.py --case CASE --output FILE [--plain [--pinned]]
 
 In a Flower home of its own, so that the SuperLink is a fresh one. Ours is started by
-`flwr run`, as a user does; the plain app (`benchmarks/plain_flower`, one message a
-client) likewise, over as many simulated nodes as it has clients: with the resources
-that Flower gives a client where nothing is said (two cores) and PyTorch's own number of
-threads, as in a quickstart; or (`--pinned`) with a core and a thread a client. Writes
-the seconds of each round without evaluation, those of the server's evaluations, of the
-start, and the peak memory of all processes.
+`flwr run`, as a user does (by `fl-app run` on a given number of nodes); the plain app
+(`benchmarks/plain_flower`, one message a client) likewise, over as many simulated nodes
+as it has clients: with the resources that Flower gives a client where nothing is said
+(two cores) and PyTorch's own number of threads, as in a quickstart; or (`--pinned`)
+with a core and a thread a client. Writes the seconds of each round without evaluation,
+those of the server's evaluations, of the start, and the peak memory of all processes.
 """
 
 import argparse
@@ -176,6 +176,7 @@ def ours(
     gaps = [after - before for before, after in pairwise(done[1:])]
     spent = [row["seconds"] for row in rows[2:]]
     beyond = [gap - own for gap, own in zip(gaps, spent, strict=False)]
+    options = json.loads((folder / "config.json").read_text())["options"]
     return {
         "seconds": [row["seconds"] for row in rows[1:]],
         "evaluation_seconds": beyond,  # with the checkpoint and the run's files
@@ -183,6 +184,7 @@ def ours(
         "first_round_seconds": done[1] - began,
         "whole_seconds": whole,
         "peak_bytes": home.peak_bytes,
+        "clients_together": options["clients-together"],
         "model": json.loads((folder / "summary.json").read_text())["model_sha256"],
     }
 

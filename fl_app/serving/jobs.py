@@ -171,7 +171,11 @@ class Jobs:
         if config.min_nodes > self._nodes and not self._federation:
             raise ConfigError(f"min-nodes must be at most {self._nodes}")
         name = config.run_name or artifacts.unused_name(config)
-        kept = {k: v for k, v in given.items() if not is_auto(k, v)}
+        kept = {
+            name: value
+            for name, value in given.items()
+            if not is_auto(name, value) or not is_auto(name, declared[name])
+        }
         called = {"run-name": name}
         return {**kept, **own, **called}, {**config.options(), **called}
 

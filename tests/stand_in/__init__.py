@@ -66,6 +66,7 @@ def _module() -> ModuleType:
         "manual_seed": lambda seed: None,  # its numbers are the CPU's
         "get_rng_state": lambda device: torch.get_rng_state(),
         "set_rng_state": lambda state, device: None,
+        "empty_cache": lambda: None,
         "mem_get_info": lambda device: (2**33, 2**34),
         "get_amp_supported_dtype": lambda: [torch.bfloat16],
         "device": lambda index: SimpleNamespace(),

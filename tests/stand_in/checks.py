@@ -122,13 +122,26 @@ def test_a_nodes_data_set_is_moved_there_once() -> None:
     assert all(each.images is first.images for each in others)
 
 
-def test_how_many_at_once_is_tried_there() -> None:
-    space = workspace.with_options(default_options() | {"num-clients": 4})
-    before, sent = task.get_arrays(space.model), bytes_sent()
-    assert at_once.fastest(space, 4) in (1, 2, 4)
-    assert bytes_sent() > sent
-    for name, array in task.get_arrays(space.model).items():
-        np.testing.assert_array_equal(array, before[name])
+def test_how_many_at_once_is_tried_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    def seconds(trial: at_once.Trial, number: int) -> float:
+        sent = bytes_sent()
+        trial.train(number)
+        assert bytes_sent() > sent
+        tried.append(number)
+        return 1 / number
+
+    monkeypatch.setattr(at_once.Trial, "seconds_of_a_step", seconds)
+    folder = run(tmp_path, model="mlp", num_clients=9, clients_together="auto")
+    assert tried == [1, 2, 4] * 2  # five of nine clients for one of two nodes
+    described, summary = folder.config(), folder.summary()
+    assert described is not None
+    assert described["options"]["clients-together"] == 4
+    assert summary is not None
+    assert summary["final_test_accuracy"] > 0.5
 
 
 class Started(TorchDispatchMode):
@@ -194,6 +207,19 @@ def test_what_is_large_stays_where_it_is(monkeypatch: pytest.MonkeyPatch) -> Non
     stayed = [trained(device, "cnn", each)[1] for each in (None, "flip-crop")]
     for one, other in zip(moved, stayed, strict=True):
         assert all(np.array_equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("name", ["lenet", "improved-cnn"])
+def test_a_model_is_fetched_at_once(name: str) -> None:
+    """However many tensors it has; those of each dtype together."""
+    model = task.place(models.build(name, SHAPE, 10, seed=0))
+    waited = waits()
+    arrays = task.get_arrays(model)
+    assert waits() - waited == len({array.dtype for array in arrays.values()})
+    state = model.cpu().state_dict()
+    assert list(arrays) == list(state)
+    for key, tensor in state.items():
+        np.testing.assert_array_equal(arrays[key], tensor.numpy())
 
 
 def test_evaluation_waits_three_times() -> None:
