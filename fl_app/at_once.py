@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import strategies
 from fl_app.client_work import ClientWork
 from fl_app.config import AUTO, RunConfig
-from strategies.federation import Federation, sample_cohort
+from strategies.federation import Federation, cohort_size
 
 if TYPE_CHECKING:
     from fl_app.data.datasets import Dataset
@@ -42,9 +42,8 @@ def settled(config: RunConfig, federation: Federation, dataset: "Dataset") -> Ru
     """
     if config.clients_together != AUTO:
         return config
-    clients = federation.client_ids
-    cohort = sample_cohort(clients, config.fraction_train, seed=config.seed, round=1)
-    share = ceil(len(cohort) / len(federation.node_ids))
+    cohort = cohort_size(len(federation.client_ids), config.fraction_train)
+    share = ceil(cohort / len(federation.node_ids))
     number = 1
     if share > 1 and _allows_several(config, dataset):
         number = federation.ask_clients_together(min(share, MOST))

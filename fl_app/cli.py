@@ -109,10 +109,7 @@ def run(
             )
         config, given = resolve(['compression="int8"', *(run_config or [])])
     for option in running.without_effect(config, given):
-        console.print(
-            f"note: {option} has no effect with strategy = {config.strategy!r}",
-            highlight=False,
-        )
+        _note(f"{option} has no effect with strategy = {config.strategy!r}")
     connection = deployment.connect(federation) if federation else None
     with console.status("reading the data", spinner="dots"):
         config = (
@@ -120,6 +117,9 @@ def run(
             if connection
             else running.prepare(config, num_nodes)
         )
+    if connection:
+        num_nodes = connection.online()
+    _note(running.remark(config, num_nodes))
     _end_with(
         deployment.run(console, connection, project, config, given, federation)
         if connection
@@ -160,6 +160,7 @@ def network(
     config, given = resolve(run_config, assumed)
     with console.status("reading the data", spinner="dots"):
         config = running.prepare(config, len(configs), own_data=bool(data))
+    _note(running.remark(config, len(configs)))
     failure = networks.run(console, project, config, given, configs, command)
     _end_with(failure)
     following.print_result(console, running.folder_of(config))
@@ -336,6 +337,12 @@ def doctor(
         wrong = wrong or finding.ok is False
     if wrong:
         raise typer.Exit(1)
+
+
+def _note(said: str) -> None:
+    """Print what whoever started this may want to know; nothing for ""."""
+    if said:
+        console.print(f"note: {said}", soft_wrap=True, markup=False, highlight=False)
 
 
 def _end_with(*failures: str | None) -> None:

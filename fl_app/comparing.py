@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
 from rich.console import Console
@@ -12,6 +13,8 @@ from fl_app.artifacts import write_atomically
 from fl_app.comparison import Method
 from fl_app.config import ConfigError, project_path
 
+_SOME = 10
+"""Runs that are named where one was not found."""
 _ACROSS = 3
 """Methods beside each other in a table on the terminal."""
 
@@ -49,7 +52,11 @@ def _folder(name: str) -> Path:
     if (results / name).is_dir():
         return results / name
     there = sorted(path.parent.name for path in results.glob("*/config.json"))
-    raise ConfigError(f"there is no run {name!r}; there are: {', '.join(there)}")
+    if close := get_close_matches(name, there):
+        raise ConfigError(f"there is no run {name!r}: did you mean {', '.join(close)}?")
+    some = ", ".join(there[:_SOME]) + (" ..." if len(there) > _SOME else "")
+    there_are = f"there are: {some}" if there else "there is none yet"
+    raise ConfigError(f"there is no run {name!r} in {results}; {there_are}")
 
 
 def _print(console: Console, methods: Sequence[Method], tail: int) -> None:

@@ -13,10 +13,11 @@ import strategies
 from fl_app import artifacts, checkpoints, resuming, tracking
 from fl_app.artifacts import RunFolder, StoppedError
 from fl_app.config import ConfigError, RunConfig, project_path
-from fl_app.data import datasets
+from fl_app.data import datasets, private
 from fl_app.environment import default_options, find_project
 from fl_app.following import RunView, first_traceback, follow
-from fl_app.server_app import build_strategy, check_model
+from fl_app.server_app import build_strategy, check_model, check_regime
+from strategies.federation import cohort_size
 
 if TYPE_CHECKING:
     from fl_app.submission import Connection
@@ -36,6 +37,7 @@ def prepare(config: RunConfig, num_nodes: int, *, own_data: bool = False) -> Run
     Raises:
         ConfigError: an option does not fit the data or the machine.
     """
+    check_regime(config)
     artifacts.usable_results_dir(config)
     if config.min_nodes > num_nodes:
         raise ConfigError(
@@ -67,6 +69,20 @@ def without_effect(config: RunConfig, given: Mapping[str, Any]) -> list[str]:
     others = strategies.of_others(config.strategy)
     tables = set(strategies.available()) - {config.strategy}
     return [k for k in given if k in others or k.partition(".")[0] in tables]
+
+
+def remark(config: RunConfig, num_nodes: int) -> str:
+    """Return what the strategy says of the number of clients in a round; or "".
+
+    Nothing where each folder is a client: how many there are the server will know.
+    """
+    number = config.num_clients
+    if config.dataset == private.NAME:
+        number = num_nodes
+    elif number == 0:
+        number = 0 if config.partitioner == "folders" else num_nodes
+    cohort = cohort_size(number, config.fraction_train)
+    return build_strategy(config).remark(cohort) if cohort else ""
 
 
 def folder_of(config: RunConfig) -> RunFolder:

@@ -34,7 +34,7 @@ from fl_app.config import ConfigError, RunConfig, project_path
 from fl_app.rounds import GlobalTest, History, recorded, run_rounds
 from strategies import wire
 from strategies.fedavg import FedAvg
-from strategies.federation import Federation
+from strategies.federation import Federation, cohort_size
 from strategies.interfaces import ServerState
 from strategies.randomness import keyed_seed
 from strategies.wire import Arrays
@@ -74,6 +74,9 @@ def main(grid: Grid, context: Context) -> None:
     assert dataset is not None
     arrays, info = initial_model(config, dataset, read=not config.resume)
     check_model(strategy, config, dataset)
+    cohort = cohort_size(len(federation.client_ids), config.fraction_train)
+    if remark := strategy.remark(cohort):
+        log.warning("%s", remark)
     config = at_once.settled(config, federation, dataset)
     federation.clients_together = config.clients_together
     # Of clients trained together, the last bits depend on who is with whom.
@@ -153,14 +156,19 @@ def read_config(options: Mapping[str, Any]) -> RunConfig:
 
     if not options.get("resume"):
         config = RunConfig.from_options(options, datasets.recipe_for)
-        if config.regime != "federated":
-            raise ConfigError(
-                f"regime = {config.regime!r} is no federation: use `fl-app baseline`"
-            )
+        check_regime(config)
         return config
     declared = environment.default_options(Path(__file__).parent.parent)
     given = resuming.given_of(options, declared)
     return resuming.config_of(given, str(options["results-dir"]))
+
+
+def check_regime(config: RunConfig) -> None:
+    """Raises: ConfigError: what is to be trained is no federation."""
+    if config.regime != "federated":
+        raise ConfigError(
+            f"regime = {config.regime!r} is no federation: use `fl-app baseline`"
+        )
 
 
 def initial_model(

@@ -49,6 +49,10 @@ class Algorithm:
     def check_model(self, model: "nn.Module") -> None:
         """Raises: ValueError: the algorithm is not for this model."""
 
+    def remark(self, cohort_size: int) -> str:
+        """Return what may surprise whoever has so many clients in a round; or ""."""
+        return ""
+
     def client_options(self, round: int) -> dict[str, float]:
         """Return what the client half needs to know in this round."""
         return {}

@@ -384,17 +384,24 @@ def _hosted_alone(reply: Reply) -> Arrays:
     return hosted
 
 
+def cohort_size(num_clients: int, fraction: float) -> int:
+    """Return max(1, floor(fraction * n + 0.5)); 0 for fraction 0, or no clients."""
+    if fraction == 0 or not num_clients:
+        return 0
+    return max(1, int(fraction * num_clients + 0.5))
+
+
 def sample_cohort(
     client_ids: Sequence[int], fraction: float, *, seed: int, round: int
 ) -> list[int]:
-    """Return max(1, floor(fraction * n + 0.5)) client ids, sorted; none for fraction 0.
+    """Return `cohort_size` of the client ids, sorted.
 
     One permutation per (seed, round) serves every fraction, so of two cohorts of a
     round the smaller lies in the larger.
     """
-    if fraction == 0 or not client_ids:
+    size = cohort_size(len(client_ids), fraction)
+    if not size:
         return []
-    size = min(len(client_ids), max(1, int(fraction * len(client_ids) + 0.5)))
     order = keyed_generator(seed, "cohort", round=round).permutation(len(client_ids))
     ranked = sorted(client_ids)
     return sorted(ranked[i] for i in order[:size])

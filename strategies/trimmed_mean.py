@@ -11,7 +11,7 @@ Up to a fraction beta of the clients, whatever they send, cannot move a coordina
 beyond the range of the others.
 """
 
-from math import floor
+from math import ceil, floor
 from typing import Any
 
 import numpy as np
@@ -29,9 +29,21 @@ class TrimmedMean(RobustMean):
             raise ValueError(f"trimmed-mean.beta must be in [0, 0.5), got {beta}")
         self.beta = beta
 
+    def remark(self, cohort_size: int) -> str:
+        """Say so if nothing is trimmed."""
+        if self.beta == 0 or self._cut(cohort_size):
+            return ""
+        return (
+            f"trimmed-mean.beta = {self.beta:g} leaves out none of {cohort_size} "
+            f"clients in a round, only of {ceil(1 / self.beta - 1e-9)} or more"
+        )
+
+    def _cut(self, num_clients: int) -> int:
+        return floor(self.beta * num_clients + 1e-9)
+
     def statistic(self, values: Array) -> Array:
         """Return the trimmed mean over axis 0 of sorted values (K, ...)."""
-        cut = floor(self.beta * len(values) + 1e-9)
+        cut = self._cut(len(values))
         return np.asarray(values[cut : len(values) - cut].mean(axis=0))
 
 

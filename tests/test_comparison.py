@@ -371,3 +371,28 @@ def test_what_sends_nothing_has_no_curve_by_bytes(tmp_path: Path) -> None:
     assert sending.places
     assert (list(central.places), list(central.means)) == ([], [])
     assert comparing.picture(found).startswith(b"\x89PNG")
+
+
+def test_a_run_that_is_not_there_is_named_with_what_may_be_meant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FL_APP_PROJECT", str(tmp_path))
+
+    def said(name: str) -> str:
+        with pytest.raises(ConfigError) as refused:
+            comparing.write(Console(), [name], 1, "out")
+        return str(refused.value)
+
+    assert said("mnist-fedavg").endswith("; there is none yet")
+    for number in range(12):
+        RunFolder.create(
+            make_config(
+                run_name=f"run-{number:02}", results_dir=str(tmp_path / "results")
+            )
+        )
+    assert "did you mean run-07" in said("run-7")
+    assert said("zebra").endswith(
+        "there are: run-00, "
+        + ", ".join(f"run-{number:02}" for number in range(1, 10))
+        + " ..."
+    )

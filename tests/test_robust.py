@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from flwr.app import Message
 
-from fl_app import client_app
+from fl_app import client_app, running
 from fl_app.artifacts import RunFolder
 from strategies import load, wire
 from strategies.aggregation import UpdateError
 from strategies.federation import FederationError
 from strategies.norm_limit import NormLimit
 from strategies.wire import Arrays
+from tests.conftest import make_config
 from tests.test_run import run
 
 MODEL: Arrays = {"w": np.zeros((2, 1), np.float32), "n": np.array(0, np.int64)}
@@ -194,3 +195,28 @@ def test_the_number_of_nodes_does_not_change_a_bit(
         assert summary is not None
         hashes.add(summary["model_sha256"])
     assert len(hashes) == 1
+
+
+@pytest.mark.parametrize(
+    ("beta", "clients", "said"),
+    [
+        (0.2, 4, "leaves out none of 4 clients in a round, only of 5 or more"),
+        (0.2, 5, ""),
+        (0.1, 9, "only of 10 or more"),
+        (0.1, 10, ""),
+        (0.0, 2, ""),  # as it was asked for
+    ],
+)
+def test_that_nothing_is_trimmed_is_said(beta: float, clients: int, said: str) -> None:
+    config = make_config(
+        strategy="trimmed-mean",
+        num_clients=clients,
+        **{"trimmed-mean.beta": beta},
+    )
+    remark = running.remark(config, num_nodes=2)
+    assert said in remark
+    assert bool(said) == bool(remark)
+    nodes = config.model_copy(update={"num_clients": 0})
+    assert running.remark(nodes, num_nodes=clients) == remark
+    half = config.model_copy(update={"num_clients": 2 * clients, "fraction_train": 0.5})
+    assert running.remark(half, num_nodes=2) == remark

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from fl_app import following, resuming, running
 from fl_app.artifacts import RunFolder
+from fl_app.config import ConfigError
 from tests.conftest import make_config
 
 
@@ -195,3 +196,9 @@ def test_what_is_told_of_a_finished_run(tmp_path: Path) -> None:
     assert "1.23 MB (int8)" in printed
     assert "2 times; first: StateError: gone" in printed
     assert "not measured" in printed
+
+
+def test_a_baseline_is_refused_before_anything_is_started(tmp_path: Path) -> None:
+    config = make_config(regime="central", results_dir=str(tmp_path))
+    with pytest.raises(ConfigError, match="use `fl-app baseline`"):
+        running.prepare(config, 2)
