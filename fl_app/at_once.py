@@ -102,9 +102,11 @@ def fastest(
     device = task.default_device()
     if device.type == "cpu":
         return 1
+    space = opened()
     try:
-        return chosen(Trial(opened(), at_most, deadline).seconds_of_a_step, at_most)
-    finally:  # other processes of the device have a use for it
+        return chosen(Trial(space, at_most, deadline).seconds_of_a_step, at_most)
+    finally:  # other processes of the device have a use for its memory
+        space.copies.clear()
         torch.get_device_module(device).empty_cache()
 
 

@@ -92,7 +92,7 @@ def run(
     ] = "",
 ) -> None:
     """Train a federation, simulated on this machine, and draw its curves."""
-    from fl_app import deployment, following, running, simulation
+    from fl_app import deployment, following, running, server_app, simulation
 
     if federation and nodes is not None:
         raise ConfigError("--federation has the nodes it has: leave --nodes out")
@@ -110,15 +110,16 @@ def run(
         config, given = resolve(['compression="int8"', *(run_config or [])])
     for option in running.without_effect(config, given):
         _note(f"{option} has no effect with strategy = {config.strategy!r}")
+    server_app.check_regime(config)
     connection = deployment.connect(federation) if federation else None
+    if connection:
+        num_nodes = connection.online()
     with console.status("reading the data", spinner="dots"):
         config = (
-            deployment.prepare(config, connection)
+            deployment.prepare(config, num_nodes)
             if connection
             else running.prepare(config, num_nodes)
         )
-    if connection:
-        num_nodes = connection.online()
     _note(running.remark(config, num_nodes))
     _end_with(
         deployment.run(console, connection, project, config, given, federation)

@@ -6,8 +6,9 @@ split, cohorts and initial model.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -60,6 +61,9 @@ class Run:
     options: dict[str, Any]
     rows: list[dict[str, Any]]
     summary: dict[str, Any]
+    by_number: bool = False
+    """Whether runs of 2 and of 8 clients at once are two methods; "auto" may find
+    either, from one seed to the next."""
 
     @classmethod
     def read(cls, path: Path) -> "Run":
@@ -98,7 +102,8 @@ class Run:
         options = dict(self.options)
         if options["regime"] != "federated":  # what it does not send is not coded
             options |= dict.fromkeys(_CODECS, "none")
-        if options["clients-together"] > 1:  # however many: "auto" may find others
+            options["clients-together"] = 1
+        elif options["clients-together"] > 1 and not self.by_number:
             options["clients-together"] = "several"
         unused = _said_by_codec(options)
         unused |= set() if falls else {"learning-rate-decay"}
@@ -207,20 +212,38 @@ def read(paths: Iterable[Path]) -> tuple[list[Run], list[Run]]:
     """
     runs: list[Run] = []
     again: list[Run] = []
-    for path in paths:
-        run = Run.read(path)
+    for run in _told_apart([Run.read(path) for path in paths]):
         alike = [r for r in runs if r.seed == run.seed and r.method == run.method]
         if not alike:
             runs.append(run)
         elif alike[0].summary["model_sha256"] != run.summary["model_sha256"]:
             raise ConfigError(
                 f"runs {alike[0].name} and {run.name} have the same options and seed "
-                "but made different models (other code, machine, number of nodes or "
-                "clients-together?): leave one of them out"
+                "but made different models (other code, machine or number of nodes?): "
+                "leave one of them out"
             )
         else:
             again.append(run)
     return runs, again
+
+
+def _told_apart(runs: Sequence[Run]) -> list[Run]:
+    """Return the runs, by their numbers of clients at once if those are compared.
+
+    That is where one seed was run with two numbers above 1, all else alike.
+    """
+
+    def number(run: Run) -> int:
+        return int(run.options["clients-together"])
+
+    several = [run for run in runs if number(run) > 1]
+    compared = any(
+        one.seed == other.seed
+        and number(one) != number(other)
+        and one.method == other.method
+        for one, other in combinations(several, 2)
+    )
+    return [replace(run, by_number=True) for run in runs] if compared else list(runs)
 
 
 def group(runs: Sequence[Run]) -> list[Method]:

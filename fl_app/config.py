@@ -317,12 +317,11 @@ def _one_line(error: ValidationError) -> str:
             reason = reason.replace("Input should", "should")
             if item["type"].startswith(("int_", "float_", "finite_")):
                 reason += f", {bounds}" if (bounds := _bounds(option)) else ""
-                reason += ', or "auto"' if option in _CAN_BE_AUTO else ""
             elif " and " in (bounds := _bounds(option)):
                 reason += f" (allowed: {bounds})"  # and not the one alone
             elif item["type"].startswith("bool_"):
                 reason += ", true or false"
-                reason += ', or "auto"' if option in _CAN_BE_AUTO else ""
+            reason += ', or "auto"' if option in _CAN_BE_AUTO else ""
             lines.append(f"{option} = {item['input']!r} is not allowed: {reason}")
     return "; ".join(lines)
 

@@ -31,10 +31,10 @@ def connect(name: str) -> "Connection":
     return connection
 
 
-def prepare(config: RunConfig, connection: "Connection") -> RunConfig:
+def prepare(config: RunConfig, num_nodes: int) -> RunConfig:
     """Check all that can be checked here; name the run. See `running.prepare`."""
     own_data = config.dataset == private.NAME
-    return running.prepare(config, connection.online(), own_data=own_data)
+    return running.prepare(config, num_nodes, own_data=own_data)
 
 
 def run(

@@ -188,6 +188,7 @@ def _check(cell: Cell) -> None:
         for key, value in wanted.items()
         if key not in checkpoints.CHANGEABLE
         and not is_auto(key, value)  # what came of it is there
+        and not (key == "clients-together" and cell.config.regime != "federated")
         and there["options"].get(key) not in (value, elsewhere[key])
     ]
     if odd or there["options"]["num-server-rounds"] != wanted["num-server-rounds"]:

@@ -202,10 +202,11 @@ class Federation:
         """Return how many clients each node can train at once and be fast.
 
         Each tries some numbers up to `at_most`, for half of `node_timeout` at most. The
-        least of what they answer; 1 where none does.
+        least of what they answer, which is 1 for one that fails or is silent. Nodes
+        that have gone are left out.
         """
         contents = {}
-        for node in self.node_ids:
+        for node in self._present():
             task = ConfigRecord({wire.NUM_NODES: self.num_nodes})
             task[wire.TRY_TOGETHER] = at_most
             task[wire.BUDGET] = self._node_timeout / 2
@@ -215,6 +216,7 @@ class Federation:
             try:
                 answers.append(_clients_together(reply, at_most))
             except Exception as error:  # whatever a node may send
+                answers.append(1)
                 log.warning(
                     "Node %d does not say how many clients it trains fastest: %s",
                     reply.node_id,

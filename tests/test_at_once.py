@@ -1,5 +1,6 @@
 """`clients-together = "auto"`: what nodes try, answer, and what a run makes of it."""
 
+import json
 import time
 from collections.abc import Callable
 from math import ceil, inf
@@ -169,7 +170,8 @@ def answering(number: object) -> Handler:
     ("answers", "expected"),
     [
         *[((8, 4), 4), ((8, 1), 1), ((8,), 8)],
-        *[((8, 99), 8), ((8, "all"), 8), ((8, 0), 8), ((8, None), 8), ((None,), 1)],
+        # One that fails, or makes no sense, is not to be slowed down either.
+        *[((8, 99), 1), ((8, "all"), 1), ((8, 0), 1), ((8, None), 1), ((None,), 1)],
     ],
 )
 def test_no_node_is_slowed_down(answers: tuple[object, ...], expected: int) -> None:
@@ -274,10 +276,57 @@ def test_a_baseline_trains_one_by_one() -> None:
     assert baseline.named(make_config(clients_together="auto")).clients_together == 1
 
 
-def test_runs_that_found_other_numbers_are_one_method() -> None:
-    def read(number: int, seed: int) -> comparison.Run:
-        options = make_config(clients_together=number, seed=seed).options()
-        return comparison.Run(f"{number}", options, [], {})
+def write_run(results: Path, number: int, seed: int, **changes: Any) -> Path:
+    """Write what a comparison reads of a run, of a model that is its number's."""
+    folder = RunFolder.create(
+        make_config(
+            clients_together=number,
+            seed=seed,
+            results_dir=str(results),
+            run_name=f"n{number}-s{seed}-{len(changes)}",
+            **changes,
+        )
+    )
+    found = {"model_sha256": f"{number}", "final_test_accuracy": 0.5, "rounds": 1}
+    (folder.path / "summary.json").write_text(json.dumps(found))
+    return folder.path
 
-    methods = [read(16, 0).method, read(32, 1).method, read(1, 2).method]
-    assert methods[0] == methods[1] != methods[2]
+
+def test_runs_that_found_other_numbers_are_one_method(tmp_path: Path) -> None:
+    found = [write_run(tmp_path, n, seed) for seed, n in enumerate((16, 32, 16))]
+    runs, again = comparison.read([*found, write_run(tmp_path, 1, 0)])
+    assert again == []
+    labels = [(m.label, len(m.runs)) for m in comparison.group(runs)]
+    assert [number for _, number in labels] == [3, 1]
+    assert "several" in labels[0][0]
+
+
+def test_numbers_that_are_compared_are_methods(tmp_path: Path) -> None:
+    """As by a sweep over them."""
+    found = [write_run(tmp_path, n, seed) for n in (2, 4, 8) for seed in (0, 1)]
+    runs, again = comparison.read(found)
+    assert again == []
+    methods = comparison.group(runs)
+    assert [len(method.runs) for method in methods] == [2, 2, 2]
+    for method, number in zip(methods, (2, 4, 8), strict=True):
+        assert f"clients-together={number}" in method.label
+
+
+def test_of_an_older_baseline_the_number_says_nothing(tmp_path: Path) -> None:
+    central: dict[str, Any] = {"regime": "central"}
+    old, new = (
+        comparison.Run.read(write_run(tmp_path, n, 0, **central)) for n in (8, 1)
+    )
+    assert old.method == new.method
+    cell = make_config(
+        clients_together=1, results_dir=str(tmp_path), run_name=old.name, **central
+    )
+    sweep._check(sweep.Cell(cell, {}))
+
+
+def test_a_node_that_has_gone_is_left_out() -> None:
+    grid = LocalGrid({1: answering(8), 2: answering(None)})
+    federation = Federation(grid, min_nodes=1, node_timeout=1)
+    assert federation.ask_clients_together(8) == 1
+    grid.nodes.pop(2)
+    assert federation.ask_clients_together(8) == 8
