@@ -121,6 +121,8 @@ def run(
             else running.prepare(config, num_nodes)
         )
     _note(running.remark(config, num_nodes))
+    if not connection:
+        _note(running.remark_on_precision(config))
     _end_with(
         deployment.run(console, connection, project, config, given, federation)
         if connection
@@ -162,6 +164,7 @@ def network(
     with console.status("reading the data", spinner="dots"):
         config = running.prepare(config, len(configs), own_data=bool(data))
     _note(running.remark(config, len(configs)))
+    _note(running.remark_on_precision(config))
     failure = networks.run(console, project, config, given, configs, command)
     _end_with(failure)
     following.print_result(console, running.folder_of(config))
@@ -213,10 +216,13 @@ def sweep(
     ] = "",
 ) -> None:
     """Run every combination of options, or what is left of it, and compare."""
+    from fl_app import running
     from fl_app import sweep as sweeping
 
     environment.setup(environment.find_project())
     cells = sweeping.grid(run_config, name)
+    for said in {running.remark_on_precision(cell.config) for cell in cells}:
+        _note(said)
     num_nodes = environment.default_nodes() if nodes is None else nodes
     failures = sweeping.run(
         console, cells, num_nodes, output or f"results/{name}", tail

@@ -4,14 +4,18 @@ By automatic differentiation, or in closed form where the model is simple enough
 recording and replaying its operations takes longer than carrying them out.
 """
 
+import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fl_app import convolutional, softmax
+
+log = logging.getLogger("flwr.fl_app")
 
 Backpropagation = Callable[[Tensor, Tensor], Tensor]
 """From inputs (B, ...) and targets (B,) to the mean cross-entropy, in nats."""
@@ -46,8 +50,38 @@ def automatic(model: nn.Module, precision: str) -> Backpropagation:
 def arithmetic(precision: str, device: torch.device) -> AbstractContextManager[object]:
     """Return the context in which losses of that precision are computed."""
     if precision == "bfloat16":
+        _warn_if_slow(device.type)
         return torch.autocast(device.type, torch.bfloat16)
     return nullcontext()
+
+
+@cache
+def _warn_if_slow(device_type: str) -> None:
+    """Say once in a process what makes it many times slower than it need be."""
+    if said := slowness("bfloat16", device_type):
+        log.warning("%s", said)
+
+
+def slowness(precision: str, device_type: str) -> str:
+    """Return why that precision is no gain on this machine's device; or ""."""
+    if precision != "bfloat16" or _computes_bfloat16(device_type):
+        return ""
+    what = "GPU" if device_type == "cuda" else "processor"
+    return (
+        f"this {what} has no arithmetic for precision = 'bfloat16', which is emulated: "
+        "precision = 'float32' takes a fraction of the time"
+    )
+
+
+def _computes_bfloat16(device_type: str) -> bool:
+    """Whether there are instructions for it; True where nothing is known."""
+    if device_type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device_type == "cpu" and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        # Without them autocast falls back to loops over single numbers.
+        known = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+        return known is None or bool(known())
+    return True
 
 
 def _is_softmax_regression(model: nn.Module) -> bool:

@@ -85,6 +85,22 @@ def remark(config: RunConfig, num_nodes: int) -> str:
     return build_strategy(config).remark(cohort) if cohort else ""
 
 
+def remark_on_precision(config: RunConfig) -> str:
+    """Return why the precision is no gain where nodes are of this machine; or "".
+
+    Where it has a GPU the nodes say so, which open that anyway.
+    """
+    if config.precision == "float32":
+        return ""
+    import torch
+
+    from fl_app import gradients
+
+    if torch.cuda.is_available():
+        return ""
+    return gradients.slowness(config.precision, "cpu")
+
+
 def folder_of(config: RunConfig) -> RunFolder:
     """Return the folder of a run that has a name."""
     return RunFolder(project_path(config.results_dir, "results-dir") / config.run_name)
