@@ -6,10 +6,12 @@ after the other depends on device, model and batches. The run then has one numbe
 its options keep: repeated with it, on as many nodes, it comes to the same model.
 """
 
+import gc
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from itertools import repeat
 from math import ceil, inf
 from typing import TYPE_CHECKING
 
@@ -65,11 +67,11 @@ def _allows_several(config: RunConfig, dataset: "Dataset") -> bool:
 
 def arranged(
     dealt: Sequence[Job], number: int, num_examples: Callable[[int], int]
-) -> tuple[list[Job], int]:
-    """Return clients in the order they are trained in, and how many at a time.
+) -> tuple[list[Job], Iterable[int]]:
+    """Return clients in the order they are trained in, and the sizes of their groups.
 
-    Clients of about as many steps come together and groups are about as large: a group
-    takes as long as the longest of its clients, and a small one gains little.
+    Clients of about as many steps come together, and sizes differ by one at most: a
+    group takes as long as the longest of its clients, and a small one gains little.
 
     Args:
         dealt: what the node is to train.
@@ -77,9 +79,10 @@ def arranged(
         num_examples: number of training examples of a client, by its id.
     """
     if number == 1 or not dealt:
-        return list(dealt), 1
+        return list(dealt), repeat(1)
     by_work = sorted(dealt, key=lambda job: -num_examples(job[0]) * (job[1] or 1))
-    return by_work, ceil(len(dealt) / ceil(len(dealt) / number))
+    least, more = divmod(len(dealt), groups := ceil(len(dealt) / number))
+    return by_work, [least + (i < more) for i in range(groups)]
 
 
 def fastest(
@@ -107,6 +110,7 @@ def fastest(
         return chosen(Trial(space, at_most, deadline).seconds_of_a_step, at_most)
     finally:  # other processes of the device have a use for its memory
         space.copies.clear()
+        gc.collect()  # errors of what did not fit, which hold it and their frames
         torch.get_device_module(device).empty_cache()
 
 
@@ -127,7 +131,8 @@ def chosen(seconds: Callable[[int], float], at_most: int) -> int:
         try:
             now = seconds(number)
         except Exception as error:  # for want of memory, say: fewer do
-            log.warning("%d clients at once cannot be trained: %s", number, error)
+            reason = f"{type(error).__name__}: {error}"  # whose frames hold tensors
+            log.warning("%d clients at once cannot be trained: %s", number, reason)
             break
         if now >= least:
             break

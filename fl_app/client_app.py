@@ -117,7 +117,7 @@ def _train_and_validate(message: Message, context: Context, deadline: float) -> 
     evaluate_ids = wire.integers(task, wire.EVALUATE_IDS)
     slow = wire.integers(task, wire.EPOCHS)
     epochs = dict(zip(train_ids, slow, strict=True)) if slow else {}
-    own, at_a_time = at_once.arranged(
+    own, sizes = at_once.arranged(
         [(client, epochs.get(client)) for client in sorted(train_ids)],
         wire.integer(task, wire.CLIENTS_TOGETHER),
         space.num_examples,
@@ -139,7 +139,7 @@ def _train_and_validate(message: Message, context: Context, deadline: float) -> 
     for client in sorted(evaluate_ids):
         with _guarded(client, not_validated):
             validated += work.validate(client)
-    for client, result in work.train_each(jobs, at_a_time):
+    for client, result in work.train_each(jobs, sizes):
         with _guarded(client, failed):
             update, row = result()
             if single:

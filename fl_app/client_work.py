@@ -1,10 +1,17 @@
 """One round's work on single clients."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import (
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    MutableMapping,
+    Sequence,
+)
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from itertools import islice
+from itertools import islice, repeat
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
@@ -183,7 +190,7 @@ class ClientWork:
         return [row]
 
     def train_each(
-        self, jobs: Iterator[tuple[int, int | None]], at_a_time: int = 1
+        self, jobs: Iterator[tuple[int, int | None]], sizes: Iterable[int] = repeat(1)
     ) -> Iterator[tuple[int, Callable[[], Trained]]]:
         """Yield each client, and what returns or raises what `train` does of it.
 
@@ -191,12 +198,18 @@ class ClientWork:
 
         Args:
             jobs: clients' ids, and the local epochs that they manage; None for all.
-            at_a_time: how many are trained at once.
+            sizes: of the groups that are trained at once, one after the other.
         """
-        while group := list(islice(jobs, at_a_time)):
+        for size in sizes:
+            group = list(islice(jobs, size))
+            if not group:
+                return
             works = [partial(self.train, client, epochs=e) for client, e in group]
-            results = self.train_at_once(works) if len(group) > 1 else works
-            yield from zip([client for client, _ in group], results, strict=True)
+            yield from zip(
+                [client for client, _ in group],
+                self.train_at_once(works) if len(group) > 1 else works,
+                strict=True,
+            )
 
     def train_at_once(
         self, works: Sequence[Callable[..., Trained]], *, or_one_by_one: bool = True
@@ -223,7 +236,10 @@ class ClientWork:
         except Exception as error:  # of none of them: each reports it
             outcomes = [error] * number
         share = {wire.SECONDS: (time.monotonic() - start) / number}
-        return [partial(_result, outcome, share) for outcome in outcomes]
+        try:
+            return [partial(_result, outcome, share) for outcome in outcomes]
+        finally:
+            del outcomes  # an error holds this frame, and all that it was about
 
     def _update(self, model: "nn.Module", start: "task.Snapshot | None") -> Update:
         """Return what training changed; `start` is the resident model's, if it is that.
@@ -313,6 +329,9 @@ class ClientWork:
 
 def _result(outcome: Trained | Exception, more: Row) -> Trained:
     if isinstance(outcome, Exception):
-        raise outcome
+        try:
+            raise outcome
+        finally:
+            del outcome  # which holds this frame now
     update, row = outcome
     return update, row | more

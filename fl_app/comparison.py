@@ -11,7 +11,7 @@ from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, Literal
 
 import strategies
 from fl_app import compression
@@ -61,9 +61,10 @@ class Run:
     options: dict[str, Any]
     rows: list[dict[str, Any]]
     summary: dict[str, Any]
-    by_number: bool = False
-    """Whether runs of 2 and of 8 clients at once are two methods; "auto" may find
-    either, from one seed to the next."""
+    numbers: Literal["one", "two", "each"] = "one"
+    """How many methods runs make that differ by `clients-together`, of which "auto" may
+    find any number from one seed to the next: one, that of 1 and that of more, or one
+    for each number."""
 
     @classmethod
     def read(cls, path: Path) -> "Run":
@@ -100,10 +101,12 @@ class Run:
         others = strategies.of_others(self.options["strategy"])
         falls = self.options["learning-rate-schedule"] == "exponential"
         options = dict(self.options)
-        if options["regime"] != "federated":  # what it does not send is not coded
+        federated = options["regime"] == "federated"
+        if not federated:  # what it does not send is not coded
             options |= dict.fromkeys(_CODECS, "none")
-            options["clients-together"] = 1
-        elif options["clients-together"] > 1 and not self.by_number:
+        if not federated or self.numbers == "one":
+            options["clients-together"] = "any"
+        elif self.numbers == "two" and options["clients-together"] > 1:
             options["clients-together"] = "several"
         unused = _said_by_codec(options)
         unused |= set() if falls else {"learning-rate-decay"}
@@ -228,22 +231,30 @@ def read(paths: Iterable[Path]) -> tuple[list[Run], list[Run]]:
 
 
 def _told_apart(runs: Sequence[Run]) -> list[Run]:
-    """Return the runs, by their numbers of clients at once if those are compared.
+    """Return the runs, by their numbers of clients at once where those are compared.
 
-    That is where one seed was run with two numbers above 1, all else alike.
+    That is where one seed was run with two of them, all else alike.
     """
 
     def number(run: Run) -> int:
         return int(run.options["clients-together"])
 
-    several = [run for run in runs if number(run) > 1]
-    compared = any(
-        one.seed == other.seed
+    federated = [run for run in runs if run.options["regime"] == "federated"]
+    compared = [
+        (one.method, min(number(one), number(other)) > 1)
+        for one, other in combinations(federated, 2)
+        if one.seed == other.seed
         and number(one) != number(other)
         and one.method == other.method
-        for one, other in combinations(several, 2)
-    )
-    return [replace(run, by_number=True) for run in runs] if compared else list(runs)
+    ]
+
+    def told_apart(run: Run) -> Run:
+        among_several = [both for method, both in compared if method == run.method]
+        if not among_several:
+            return run
+        return replace(run, numbers="each" if any(among_several) else "two")
+
+    return [told_apart(run) for run in runs]
 
 
 def group(runs: Sequence[Run]) -> list[Method]:

@@ -160,7 +160,9 @@ def read_config(options: Mapping[str, Any]) -> RunConfig:
         return config
     declared = environment.default_options(Path(__file__).parent.parent)
     given = resuming.given_of(options, declared)
-    return resuming.config_of(given, str(options["results-dir"]))
+    config = resuming.config_of(given, str(options["results-dir"]))
+    check_regime(config)
+    return config
 
 
 def check_regime(config: RunConfig) -> None:

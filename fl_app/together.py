@@ -10,7 +10,7 @@ numbers. Not for models with statistics of batches or with dropout.
 import copy
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from math import ceil, inf
@@ -105,13 +105,17 @@ def run(
             raise
     for model in models:
         model.zero_grad(set_to_none=True)
-    outcomes: list[Result | Exception] = []
-    for future in futures:
-        try:
-            outcomes.append(future.result())
-        except Exception as error:
-            outcomes.append(error)
-    return outcomes
+    # Not raised here: an error that holds this frame, which holds it, is a cycle.
+    return list(map(_outcome, futures))
+
+
+def _outcome(future: Future[Result]) -> Result | Exception:
+    error = future.exception()
+    if error is None:
+        return future.result()
+    if isinstance(error, Exception):
+        return error
+    raise error
 
 
 def copies(model: nn.Module, number: int) -> list[nn.Module]:
@@ -178,7 +182,10 @@ class _Meeting:
         self._check()
         answer = self._answers.pop(number)
         if isinstance(answer, Exception):
-            raise answer
+            try:
+                raise answer
+            finally:
+                del answer  # which holds this frame now
         return answer
 
     def _check(self) -> None:
@@ -210,23 +217,30 @@ def _train(
     asked = list(requests)
     begun = [[p.detach() for p in request.model.parameters()] for request in asked]
     try:
-        by_steps = sorted(asked, key=lambda request: -request.steps)
-        stack = _Stack(by_steps)
-        for taken in range(by_steps[0].steps):
-            if monotonic() > by_steps[0].deadline:
-                break
-            stack.step(sum(request.steps > taken for request in by_steps))
-        return [stack.outcome(by_steps.index(request)) for request in asked]
+        return _train_as_one(asked)
     except Exception:
         if not or_one_by_one:
             raise
         log.warning("Clients are trained one by one, not together", exc_info=True)
-        return [_alone(*each) for each in zip(asked, begun, strict=True)]
+    # All are put back first, and the error is gone, so that the memory of the model
+    # that failed is free: it may have failed for want of that.
+    for request, starts in zip(asked, begun, strict=True):
+        for parameter, start in zip(request.model.parameters(), starts, strict=True):
+            parameter.data, parameter.grad = start, None
+    return [_alone(request) for request in asked]
 
 
-def _alone(request: _Request, begun: list[Tensor]) -> float | Exception:
-    for parameter, start in zip(request.model.parameters(), begun, strict=True):
-        parameter.data, parameter.grad = start, None
+def _train_as_one(asked: Sequence[_Request]) -> list[float | Exception]:
+    by_steps = sorted(asked, key=lambda request: -request.steps)
+    stack = _Stack(by_steps)
+    for taken in range(by_steps[0].steps):
+        if monotonic() > by_steps[0].deadline:
+            break
+        stack.step(sum(request.steps > taken for request in by_steps))
+    return [stack.outcome(by_steps.index(request)) for request in asked]
+
+
+def _alone(request: _Request) -> float | Exception:
     given = {each.name: getattr(request, each.name) for each in fields(request)}
     try:
         return task.train(**given)
@@ -312,10 +326,19 @@ class _Stack:
         """Return a row's mean loss, or what keeps it from being counted."""
         if self._rows[place].steps > self._taken:
             return TimeoutError(task.TIME_IS_UP)
-        try:
-            return task.finite(float(self._total[place]) / self._seen[place])
-        except (FloatingPointError, ZeroDivisionError) as error:
-            return error
+        return _mean(float(self._total[place]), self._seen[place])
+
+
+def _mean(total: float, number: int) -> float | Exception:
+    """Return the quotient, or its error.
+
+    Without a traceback: through its frames, and those that called them, all tensors of
+    the clients trained together would be held for as long as the error is.
+    """
+    try:
+        return task.finite(total / number)
+    except (FloatingPointError, ZeroDivisionError) as error:
+        return error.with_traceback(None)
 
 
 def _losses(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -1,10 +1,15 @@
 """`clients-together = "auto"`: what nodes try, answer, and what a run makes of it."""
 
+import contextlib
+import gc
 import json
 import time
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
+from itertools import chain, islice, repeat
 from math import ceil, inf
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +19,7 @@ from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 from fl_app import at_once, baseline, comparison, sweep, task, together, workspace
 from fl_app.artifacts import RunFolder
+from fl_app.client_work import ClientWork
 from fl_app.serving.jobs import Jobs
 from strategies import wire
 from strategies.federation import Federation
@@ -130,6 +136,105 @@ def test_a_trial_ends_when_its_time_is_up() -> None:
         trial.seconds_of_a_step(2)
 
 
+def test_a_trial_ends_amid_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.monotonic()
+    trial = at_once.Trial(a_space(), 6, deadline=now + 1000)
+    asked = []
+
+    def later() -> float:
+        asked.append(1)
+        return now + (0 if len(asked) <= 3 else 2000)
+
+    monkeypatch.setattr(together, "monotonic", later)
+    with pytest.raises(TimeoutError):
+        trial.seconds_of_a_step(2)
+    assert len(asked) == 4
+
+
+@pytest.fixture
+def stacks(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[weakref.ref[Any]]]:
+    """What was stacked so far, where no collector of cycles comes to help."""
+    made: list[weakref.ref[Any]] = []
+    whole = together._Stack.__init__
+
+    def noted(stack: Any, rows: Any) -> None:
+        made.append(weakref.ref(stack))
+        whole(stack, rows)
+
+    monkeypatch.setattr(together._Stack, "__init__", noted)
+    gc.collect()
+    gc.disable()
+    yield made
+    gc.enable()
+
+
+JOBS: list[at_once.Job] = [(client, None) for client in range(8)]
+
+
+def work_of(space: workspace.Workspace) -> ClientWork:
+    return ClientWork(space, task.get_arrays(space.model), 1, {}, inf)
+
+
+def test_a_group_that_diverged_is_let_go(stacks: list[weakref.ref[Any]]) -> None:
+    space = a_space(**{"num-clients": 8, "partitioner": "iid", "learning-rate": 1e30})
+    failed = 0
+    for _, result in work_of(space).train_each(iter(JOBS), [4, 4]):
+        with contextlib.suppress(FloatingPointError):
+            result()
+            failed -= 1
+        failed += 1
+        assert [stack() for stack in stacks] == [None] * len(stacks)
+    assert (failed, len(stacks)) == (8, 2)
+
+
+def test_a_group_without_memory_is_let_go_before_one_by_one(
+    monkeypatch: pytest.MonkeyPatch, stacks: list[weakref.ref[Any]]
+) -> None:
+    def full(stack: Any, active: int) -> None:
+        raise torch.OutOfMemoryError
+
+    alone, alive = together._alone, []
+
+    def noted(request: Any) -> Any:
+        alive.append(stacks[0]())
+        return alone(request)
+
+    monkeypatch.setattr(together._Stack, "step", full)
+    monkeypatch.setattr(together, "_alone", noted)
+    # What keeps records keeps errors, as pytest does.
+    monkeypatch.setattr(together.log, "warning", lambda *said, **more: None)
+    work = work_of(a_space(**{"num-clients": 8, "partitioner": "iid"}))
+    for client, result in work.train_each(iter(JOBS[:4]), [4]):
+        update, _ = result()
+        expected, _ = work.train(client)
+        for name, array in expected.items():
+            np.testing.assert_array_equal(update[name], array)
+    assert alive == [None] * 4
+
+
+def test_a_trial_without_memory_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, stacks: list[weakref.ref[Any]]
+) -> None:
+    """When the device is told to give back what it has in reserve."""
+
+    def full(stack: Any, active: int) -> None:
+        raise torch.OutOfMemoryError
+
+    devices = chain([SimpleNamespace(type="other")], repeat(torch.device("cpu")))
+    left: list[Any] = []
+
+    def give_back() -> None:
+        left.extend([stack() for stack in stacks] + space.copies)
+
+    other = SimpleNamespace(empty_cache=give_back)
+    monkeypatch.setattr(together._Stack, "step", full)
+    monkeypatch.setattr(task, "default_device", lambda: next(devices))
+    monkeypatch.setattr(torch, "get_device_module", lambda device: other)
+    space = a_space(**{"num-clients": 8, "partitioner": "iid"})
+    assert at_once.fastest(lambda: space, 8) == 1
+    assert left == [None]
+
+
 def test_nothing_is_tried_on_a_processor() -> None:
     def opened() -> workspace.Workspace:
         raise AssertionError("there is no need for its data")
@@ -141,12 +246,28 @@ def test_groups_are_alike() -> None:
     sizes = {0: 5, 1: 90, 2: 7, 3: 60, 4: 50, 5: 6, 6: 6}
     dealt: list[at_once.Job] = [(client, None) for client in sizes]
     dealt[1] = (1, 2)  # two epochs of 90
-    order, at_a_time = at_once.arranged(dealt, 4, sizes.__getitem__)
+    order, groups = at_once.arranged(dealt, 4, sizes.__getitem__)
     assert [client for client, _ in order] == [1, 3, 4, 2, 5, 6, 0]
-    assert at_a_time == 4
-    assert at_once.arranged(dealt[:5], 4, sizes.__getitem__)[1] == 3  # not 4 and 1
-    assert at_once.arranged(dealt, 1, sizes.__getitem__) == (dealt, 1)
-    assert at_once.arranged([], 4, sizes.__getitem__) == ([], 1)
+    assert groups == [4, 3]
+    order, groups = at_once.arranged(dealt, 1, sizes.__getitem__)
+    assert order == dealt
+    assert list(islice(groups, 9)) == [1] * 9  # however many are taken from others
+    assert at_once.arranged([], 4, sizes.__getitem__)[0] == []
+
+
+@pytest.mark.parametrize(
+    ("clients", "number", "expected"),
+    [
+        (5, 4, [3, 2]),
+        (13, 4, [4, 3, 3, 3]),
+        (57, 8, [8, 7, 7, 7, 7, 7, 7, 7]),
+        (8, 4, [4, 4]),
+        (3, 64, [3]),
+    ],
+)
+def test_no_group_is_small(clients: int, number: int, expected: list[int]) -> None:
+    dealt: list[at_once.Job] = [(client, None) for client in range(clients)]
+    assert at_once.arranged(dealt, number, lambda _: 1)[1] == expected
 
 
 def answering(number: object) -> Handler:
@@ -299,6 +420,25 @@ def test_runs_that_found_other_numbers_are_one_method(tmp_path: Path) -> None:
     labels = [(m.label, len(m.runs)) for m in comparison.group(runs)]
     assert [number for _, number in labels] == [3, 1]
     assert "several" in labels[0][0]
+
+
+def test_one_of_what_was_found_is_no_other_method(tmp_path: Path) -> None:
+    found = [write_run(tmp_path, n, seed) for seed, n in enumerate((16, 1, 16))]
+    (method,) = comparison.group(comparison.read(found)[0])
+    assert len(method.runs) == 3
+
+
+def test_numbers_compared_of_one_method_are_not_those_of_another(
+    tmp_path: Path,
+) -> None:
+    compared = [write_run(tmp_path, n, 0) for n in (2, 4)]
+    prox: dict[str, Any] = {"strategy": "fedprox"}
+    found = [write_run(tmp_path, n, s, **prox) for s, n in enumerate((16, 32, 16))]
+    # Of baselines the number says nothing, whatever an older version wrote there.
+    central: dict[str, Any] = {"regime": "central", "optimizer": "adam"}
+    older = [write_run(tmp_path, 8, seed, **central) for seed in (0, 1)]
+    runs, _ = comparison.read([*compared, *found, *older])
+    assert [len(method.runs) for method in comparison.group(runs)] == [1, 1, 3, 2]
 
 
 def test_numbers_that_are_compared_are_methods(tmp_path: Path) -> None:

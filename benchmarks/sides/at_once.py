@@ -9,6 +9,7 @@ takes to begin and end a client's training.
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import torch
@@ -54,10 +55,15 @@ def measure(dataset: str, model: str, data_dir: str) -> dict[str, float]:
     space = workspace.with_options(options)
     numbers = _NUMBERS[task.default_device().type]
     trial = Trial(space, max(numbers))
-    return {
-        str(number): round(1e3 * trial.seconds_of_a_step(number), 3)
-        for number in numbers
-    }
+    found = {}
+    for number in numbers:
+        try:
+            seconds = trial.seconds_of_a_step(number)
+        except torch.OutOfMemoryError as error:
+            print(f"{number} of {model} at once do not fit: {error}", file=sys.stderr)
+            break
+        found[str(number)] = round(1e3 * seconds, 3)
+    return found
 
 
 if __name__ == "__main__":
