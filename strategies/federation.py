@@ -201,8 +201,8 @@ class Federation:
     def ask_clients_together(self, at_most: int) -> int:
         """Return how many clients each node can train at once and be fast.
 
-        Each tries some numbers up to `at_most`, until half of `node_timeout` is over. The
-        least of what they answer, which is 1 for one that fails or is silent. Nodes
+        Each tries some numbers up to `at_most`, until half of `node_timeout` is over.
+        The least of what they answer, which is 1 for one that fails or is silent. Nodes
         that have gone are left out.
         """
         contents = {}
