@@ -46,6 +46,7 @@ ONCE = ("naive", "plain", "pinned", "pfl")
 """What no aim is close to."""
 PAIRED = ("floor", "ours")
 """What is close to one another: their rounds are taken in turn."""
+_GPU = "import torch.cuda as c; print(c.get_device_name() if c.is_available() else '')"
 console = Console()
 Found = dict[str, Any]
 
@@ -110,6 +111,10 @@ def machine() -> Found:
 
     described = provenance.describe()
     host = {k: v for k, v in described["host"].items() if k != "name"}
+    gpu = subprocess.run(  # not here, where it would take memory of the device
+        [sys.executable, "-c", _GPU], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    host |= {"gpu": gpu} if gpu else {}
     return {**host, **described["versions"]}
 
 

@@ -156,7 +156,10 @@ class Trial:
         self._work = ClientWork(space, received, 1, {}, deadline, strategy=fedavg)
         owned = space.partition.clients
         by_size = sorted(range(len(owned)), key=lambda client: len(owned[client]))
-        clients = by_size[max(0, len(by_size) - at_most) // 2 :][:at_most]
+        middle = (len(by_size) - 1) / 2
+        # From the middle outwards, so that few are of about the size that many are.
+        places = sorted(range(len(by_size)), key=lambda place: abs(place - middle))
+        clients = [by_size[place] for place in places[:at_most]]
         config = space.config
         self._steps = [
             min(_STEPS, config.local_epochs * ceil(n / config.batch_size))

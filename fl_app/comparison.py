@@ -20,6 +20,7 @@ from fl_app.config import ConfigError
 from fl_app.environment import default_options, find_project
 from fl_app.spread import Spread
 
+_ANY = "any"  # number of clients at once
 _CIRCUMSTANCES = {
     *("seed", "run-name", "results-dir", "data-dir", "num-threads"),
     *("min-nodes", "node-timeout", "round-timeout", "tracking", "evaluate-training"),
@@ -105,7 +106,7 @@ class Run:
         if not federated:  # what it does not send is not coded
             options |= dict.fromkeys(_CODECS, "none")
         if not federated or self.numbers == "one":
-            options["clients-together"] = "any"
+            options["clients-together"] = _ANY
         elif self.numbers == "two" and options["clients-together"] > 1:
             options["clients-together"] = "several"
         unused = _said_by_codec(options)
@@ -291,7 +292,11 @@ def _labels(methods: Sequence[Mapping[str, Any]]) -> list[str]:
         " ".join(
             [
                 _kind(method),
-                *(f"{k}={_value(method[k])}" for k in differing if k in method),
+                *(
+                    f"{k}={_value(method[k])}"
+                    for k in differing
+                    if method.get(k, _ANY) != _ANY
+                ),
             ]
         )
         for method in methods

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from fl_app import gradients, task
 from fl_app.batches import Augment, Batches, Examples, Normalisation
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("flwr.fl_app")
 
 Result = TypeVar("Result")
 

@@ -104,6 +104,7 @@ def test_a_trial_is_of_clients_of_middling_size(
     monkeypatch.setattr(type(space.partition), "split", lambda _, c: noting(c))
     at_once.Trial(space, 4)
     sizes = sorted((len(o), k) for k, o in enumerate(space.partition.clients))
+    assert {chosen[0], chosen[1]} == {client for _, client in sizes[9:11]}
     assert set(chosen) == {client for _, client in sizes[8:12]}
 
 
@@ -220,6 +221,7 @@ def test_a_trial_without_memory_leaves_nothing(
     def full(stack: Any, active: int) -> None:
         raise torch.OutOfMemoryError
 
+    space = a_space(**{"num-clients": 8, "partitioner": "iid"})
     devices = chain([SimpleNamespace(type="other")], repeat(torch.device("cpu")))
     left: list[Any] = []
 
@@ -230,11 +232,17 @@ def test_a_trial_without_memory_leaves_nothing(
     monkeypatch.setattr(together._Stack, "step", full)
     monkeypatch.setattr(task, "default_device", lambda: next(devices))
     monkeypatch.setattr(torch, "get_device_module", lambda device: other)
-    space = a_space(**{"num-clients": 8, "partitioner": "iid"})
     assert at_once.fastest(lambda: space, 8) == 1
     assert left == [None]
 
 
+@pytest.fixture
+def on_a_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever this machine has."""
+    monkeypatch.setattr(task, "default_device", lambda: torch.device("cpu"))
+
+
+@pytest.mark.usefixtures("on_a_processor")
 def test_nothing_is_tried_on_a_processor() -> None:
     def opened() -> workspace.Workspace:
         raise AssertionError("there is no need for its data")
@@ -342,6 +350,7 @@ def test_a_run_keeps_what_was_found(
     assert described["options"]["clients-together"] == 2
 
 
+@pytest.mark.usefixtures("on_a_processor")
 def test_on_processors_it_is_one_by_one(tmp_path: Path) -> None:
     auto = run(tmp_path, run_name="auto", **AUTO)
     one = run(tmp_path, run_name="one", **AUTO | {"clients_together": 1})

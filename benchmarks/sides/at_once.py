@@ -9,7 +9,6 @@ takes to begin and end a client's training.
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -46,8 +45,11 @@ def main() -> None:
     Path(arguments.output).write_text(json.dumps(described))
 
 
-def measure(dataset: str, model: str, data_dir: str) -> dict[str, float]:
-    """Return milliseconds of a client's step by number of clients at once."""
+def measure(dataset: str, model: str, data_dir: str) -> dict[str, float | None]:
+    """Return milliseconds of a client's step by number of clients at once.
+
+    The last is None if so many do not fit the device's memory.
+    """
     options = default_options(find_project()) | _SPLIT[dataset]
     options |= {"dataset": dataset, "data-dir": data_dir, "model": model}
     options |= {"partitioner": "iid", "validation-fraction": 0.0, "augment": False}
@@ -55,12 +57,12 @@ def measure(dataset: str, model: str, data_dir: str) -> dict[str, float]:
     space = workspace.with_options(options)
     numbers = _NUMBERS[task.default_device().type]
     trial = Trial(space, max(numbers))
-    found = {}
+    found: dict[str, float | None] = {}
     for number in numbers:
         try:
             seconds = trial.seconds_of_a_step(number)
-        except torch.OutOfMemoryError as error:
-            print(f"{number} of {model} at once do not fit: {error}", file=sys.stderr)
+        except torch.OutOfMemoryError:
+            found[str(number)] = None
             break
         found[str(number)] = round(1e3 * seconds, 3)
     return found
