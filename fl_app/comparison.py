@@ -240,10 +240,9 @@ def _told_apart(runs: Sequence[Run]) -> list[Run]:
     def number(run: Run) -> int:
         return int(run.options["clients-together"])
 
-    federated = [run for run in runs if run.options["regime"] == "federated"]
     compared = [
         (one.method, min(number(one), number(other)) > 1)
-        for one, other in combinations(federated, 2)
+        for one, other in combinations(runs, 2)
         if one.seed == other.seed
         and number(one) != number(other)
         and one.method == other.method

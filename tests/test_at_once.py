@@ -445,7 +445,7 @@ def test_numbers_compared_of_one_method_are_not_those_of_another(
     found = [write_run(tmp_path, n, s, **prox) for s, n in enumerate((16, 32, 16))]
     # Of baselines the number says nothing, whatever an older version wrote there.
     central: dict[str, Any] = {"regime": "central", "optimizer": "adam"}
-    older = [write_run(tmp_path, 8, seed, **central) for seed in (0, 1)]
+    older = [write_run(tmp_path, n, seed, **central) for seed, n in enumerate((8, 1))]
     runs, _ = comparison.read([*compared, *found, *older])
     assert [len(method.runs) for method in comparison.group(runs)] == [1, 1, 3, 2]
 
