@@ -15,14 +15,15 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from fl_app import provenance
-from fl_app.config import ConfigError, RunConfig, project_path
+from fl_app.config import WHITE, ConfigError, Resize, RunConfig, project_path
 
 Array = np.ndarray[Any, Any]
+_RESIZE: dict[str, Resize] = {how: how for how in get_args(Resize)}
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
@@ -51,6 +52,10 @@ class ModelInfo:
     std: tuple[float, ...]
     full_scale: float
     class_names: list[str]
+    resize: Resize = "squeeze"
+    """How images of other sizes are brought to that of the input."""
+    white_level: int = WHITE
+    """The level of 16-bit images that stands for white."""
 
 
 class RunFolder:
@@ -133,6 +138,8 @@ class RunFolder:
                 {"mean": info.mean, "std": info.std, "full_scale": info.full_scale}
             ),
             "class_names": json.dumps(info.class_names),
+            "resize": info.resize,
+            "white_level": str(info.white_level),
         }
         tensors = {name: np.asarray(a, order="C") for name, a in arrays.items()}
         self._write_bytes(
@@ -266,6 +273,8 @@ def _read_safetensors(
             std=tuple(normalisation["std"]),
             full_scale=normalisation["full_scale"],
             class_names=json.loads(described["class_names"]),
+            resize=_RESIZE[described.get("resize", "squeeze")],
+            white_level=int(described.get("white_level", WHITE)),
         )
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
         raise ConfigError(

@@ -15,11 +15,11 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from math import ceil, inf
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from fl_app import artifacts, environment, report, resuming, tracking
+from fl_app import artifacts, environment, remarks, report, resuming, tracking
 from fl_app.artifacts import ModelInfo, RunFolder
 from fl_app.callbacks import Callback, MetricsFiles, Pictures, Rows
 from fl_app.client_work import ClientWork
@@ -36,6 +36,9 @@ from strategies.interfaces import RoundResult
 from strategies.replies import Tally, Validation
 from strategies.stragglers import Stragglers
 from strategies.wire import Arrays
+
+if TYPE_CHECKING:
+    from fl_app.task import Evaluation
 
 CENTRAL, LOCAL_ONLY = "central", "local-only"
 
@@ -134,6 +137,7 @@ def run(
     torch.set_num_threads(config.num_threads)
     tracking.check(config)
     dataset = datasets.load(config)
+    config = datasets.settled(config)
     partition = dataset.partition(config, environment.default_nodes())
     steps = Steps(config, _sizes(partition), epochs)
     central = config.regime == CENTRAL
@@ -174,6 +178,14 @@ def run(
                 "client_accuracy": by_client,
                 "rounds": config.num_server_rounds,
                 "total_seconds": round(time.monotonic() - start, 3),
+                "data": dataset.account,
+                "remarks": [
+                    *dataset.warnings,
+                    *remarks.of_run(
+                        *(config, info.class_names, arrays),
+                        *(history.rows, alone.result, history.validation),
+                    ),
+                ],
             }
             report.write(folder, summary)
             folder.write_summary(summary)
@@ -260,10 +272,14 @@ class Alone:
             fmean(result.loss for result in results),
         )
 
+    @property
+    def result(self) -> "Evaluation | None":
+        """The one model's result on the test split; None without one, or of several."""
+        return self._results[0] if len(self.models) == 1 else None
+
     def summary(self) -> dict[str, Any]:
         """Return what summary.json says of the models."""
-        judged = self.judge()
-        only = self._results[0] if len(self.models) == 1 else None
+        judged, only = self.judge(), self.result
         digests = [artifacts.model_sha256(arrays) for arrays in self.models]
         together = hashlib.sha256("".join(digests).encode()).hexdigest()
         return {

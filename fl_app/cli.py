@@ -114,12 +114,8 @@ def run(
     connection = deployment.connect(federation) if federation else None
     if connection:
         num_nodes = connection.online()
-    with console.status("reading the data", spinner="dots"):
-        config = (
-            deployment.prepare(config, num_nodes)
-            if connection
-            else running.prepare(config, num_nodes)
-        )
+    prepare = deployment.prepare if connection else running.prepare
+    config = prepare(config, num_nodes, say=_say)
     _note(running.remark(config, num_nodes))
     if not connection:
         _note(running.remark_on_precision(config))
@@ -161,8 +157,7 @@ def network(
         configs = networks.sharing(nodes or 3)
         command = f"fl-app network --nodes {len(configs)}"
     config, given = resolve(run_config, assumed)
-    with console.status("reading the data", spinner="dots"):
-        config = running.prepare(config, len(configs), own_data=bool(data))
+    config = running.prepare(config, len(configs), own_data=bool(data), say=_say)
     _note(running.remark(config, len(configs)))
     _note(running.remark_on_precision(config))
     failure = networks.run(console, project, config, given, configs, command)
@@ -344,6 +339,11 @@ def doctor(
         wrong = wrong or finding.ok is False
     if wrong:
         raise typer.Exit(1)
+
+
+def _say(line: str) -> None:
+    """Print a line as it stands."""
+    console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
 def _note(said: str) -> None:

@@ -59,7 +59,7 @@ def query(message: Message, context: Context) -> Message:
     if config.dataset == private.NAME and own is None:
         raise ConfigError("this node has no data-path in its node-config")
     if own is not None and agreed_in(message) is None:
-        described = ConfigRecord({wire.JSON: own.describe()})
+        described = ConfigRecord({wire.JSON: own.describe(config)})
         return Message(RecordDict({wire.DESCRIBED: described}), reply_to=message)
     data = hosted(message, context)
     processes.import_ahead("torch")

@@ -186,6 +186,7 @@ class ClientWork:
             wire.NUM_EXAMPLES: result.num_examples,
             wire.NUM_CORRECT: result.num_correct,
             wire.LOSS: result.loss,
+            wire.ONLY_CLASS: -1 if result.only_class is None else result.only_class,
         }
         return [row]
 

@@ -23,8 +23,12 @@ PROJECT_VARIABLE = "FL_APP_PROJECT"
 """Environment variable with the project's folder, set by what `fl-app setup` leaves."""
 
 Partitioner = Literal[
-    "iid", "dirichlet", "shards", "classes", "quantity", "folders", "natural"
+    "auto", "iid", "dirichlet", "shards", "classes", "quantity", "folders", "natural"
 ]
+"""`auto` until a user's own data is read, which may say that it has owners."""
+Resize = Literal["crop", "letterbox", "squeeze"]
+WHITE = 65535
+"""The level of 16-bit images that stands for white where nothing else is known."""
 
 
 class ConfigError(ValueError):
@@ -52,6 +56,7 @@ class Recipe:
 
 RUN_NAME = r"^([A-Za-z0-9][A-Za-z0-9._-]{0,99})?$"
 _RESERVED = {"comparison", "data", "reference"}
+_LARGEST_SIDE = 1024
 _ADAM_LEARNING_RATE = 0.001  # Kingma and Ba 2015; recipes are for SGD
 _ZERO_IS_AUTO = {
     "num_server_rounds",
@@ -109,6 +114,11 @@ class RunConfig(BaseModel):
     validation_fraction: float = Field(ge=0, lt=1)
     test_path: str
     class_names: str
+    image_size: int | Literal["auto"]
+    """Squares of that side; 0 is "auto" without a limit."""
+    resize: Resize
+    image_column: str
+    label_column: str
     augment: bool
 
     model: str
@@ -161,6 +171,13 @@ class RunConfig(BaseModel):
     results_dir: str = Field(min_length=1)
     resume: str
     tracking: Literal["none", "tensorboard"]
+
+    @field_validator("image_size")
+    @classmethod
+    def _image_size_is_a_side(cls, size: int | str) -> int | str:
+        if isinstance(size, int) and not 0 <= size <= _LARGEST_SIDE:
+            raise ValueError(f'should be 0 to {_LARGEST_SIDE} pixels, or "auto"')
+        return size
 
     @field_validator("strategy")
     @classmethod

@@ -1,6 +1,6 @@
 """A run on real nodes, over a SuperLink that is up already."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,10 +31,12 @@ def connect(name: str) -> "Connection":
     return connection
 
 
-def prepare(config: RunConfig, num_nodes: int) -> RunConfig:
+def prepare(
+    config: RunConfig, num_nodes: int, *, say: Callable[[str], None]
+) -> RunConfig:
     """Check all that can be checked here; name the run. See `running.prepare`."""
     own_data = config.dataset == private.NAME
-    return running.prepare(config, num_nodes, own_data=own_data)
+    return running.prepare(config, num_nodes, own_data=own_data, say=say)
 
 
 def run(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from fl_app import artifacts, environment
+from fl_app import announcing, artifacts, environment
 from fl_app.config import ConfigError, RunConfig
 from fl_app.data import cache, datasets
 from fl_app.server_app import build_strategy, check_model
@@ -208,6 +208,7 @@ def _run(config: RunConfig) -> Iterator[Finding]:
     """The wanted run: its data, what is to be done with them, its results folder."""
     try:
         data = datasets.load(config)
+        config = datasets.settled(config)
         partition = data.partition(config, environment.default_nodes())
         yield Finding(
             True,
@@ -216,6 +217,9 @@ def _run(config: RunConfig) -> Iterator[Finding]:
         )
         check_model(build_strategy(config), config, data)
         yield Finding(True, f"strategy {config.strategy!r} and model {config.model!r}")
+        said, warnings = announcing.lines(config, data)
+        yield from (Finding(True, line) for line in said)
+        yield from (Finding(None, warning) for warning in warnings)
     except ConfigError as error:
         yield Finding(False, str(error))
     try:

@@ -178,8 +178,19 @@ def print_result(console: Console, folder: RunFolder) -> None:
     ):
         table.add_row(label, value)
     console.print(table)
+    if data := summary.get("data"):  # earlier versions did not write it
+        console.print(f"data: {data}", soft_wrap=True, markup=False, highlight=False)
+    print_remarks(console, folder)
     for name in (CURVES, PARTITION):
         console.print(str(folder.path / name), soft_wrap=True, highlight=False)
+
+
+def print_remarks(console: Console, folder: RunFolder, whose: str = "") -> None:
+    """Print a finished run's warnings; `whose` is its name, where there are several."""
+    begins = f"{whose}  warning:" if whose else "warning:"
+    for remark in (folder.summary() or {}).get("remarks", []):
+        line = f"{begins} {remark}"
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
 def _messages(

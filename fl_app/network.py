@@ -25,7 +25,8 @@ from rich.console import Console
 
 from fl_app import certificates, environment, running
 from fl_app.config import ConfigError, RunConfig
-from fl_app.data import private, reading
+from fl_app.data import folders, private
+from fl_app.data.tree import Folder, scan
 from fl_app.environment import SetupError
 
 if TYPE_CHECKING:
@@ -284,21 +285,37 @@ def owning(folder: Path) -> list[dict[str, Any]]:
     Raises:
         ConfigError: there is no folder in it.
     """
-    owners = reading.owner_folders(folder) if folder.is_dir() else []
-    if not owners:
+    owners, _ = _folders(folder)
+    return [{"data-path": owner.path, "client-id": owner.name} for owner in owners]
+
+
+def _folders(folder: Path) -> tuple[list[Folder], list[Folder]]:
+    """Return the nodes' folders, and those of the server's test images."""
+    if not folder.is_dir():
         raise ConfigError(
             f"--data {str(folder)!r}: it must be a folder with a folder for each node"
         )
-    return [{"data-path": str(owner), "client-id": owner.name} for owner in owners]
+    owners, tests = folders.owner_folders(scan(folder).top)
+    if not owners:
+        raise ConfigError(
+            f"--data {str(folder)!r}: its splits stand over the nodes' folders: each "
+            "node needs one folder, with splits in it"
+        )
+    if len(tests) > 1:
+        raise ConfigError(
+            f"--data {str(folder)!r}: {tests[0].name} and {tests[1].name} are both for "
+            "the server's tests: keep one"
+        )
+    return owners, tests
 
 
 def options_for(folder: Path) -> dict[str, Any]:
     """Return the options of a run over `owning` nodes, where none are given."""
-    test = folder / reading.TEST_FOLDER
+    owners, tests = _folders(folder)
     return {
         "dataset": private.NAME,
-        "min-nodes": len(owning(folder)),  # each has data that no other has
-        "test-path": str(test) if test.is_dir() else "",
+        "min-nodes": len(owners),  # each has data that no other has
+        "test-path": tests[0].path if tests else "",
     }
 
 

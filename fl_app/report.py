@@ -57,6 +57,8 @@ def page(folder: RunFolder, summary: Mapping[str, Any]) -> str:
         summary=summary,
         last=rows[-1],
         rows=rows,
+        data=summary.get("data", ""),
+        remarks=summary.get("remarks", []),
         figures=_figures(summary, rows),
         clients=_by_client(clients, summary.get("client_accuracy") or {})[
             :_MOST_CLIENTS

@@ -19,6 +19,11 @@ h1 { margin-bottom: 0; } h2 { margin-top: 2.5rem; }
                padding: .6rem .8rem; }
 .figures dt { font-size: .85rem; opacity: .8; }
 .figures dd { margin: 0; font-size: 1.35rem; font-variant-numeric: tabular-nums; }
+.remarks { border: 1px solid var(--line); border-left: .4rem solid #d90;
+           border-radius: .5rem; padding: .6rem 1rem; margin: 1.5rem 0;
+           overflow-wrap: anywhere; }
+.remarks h2 { margin: 0; font-size: 1.1rem; }
+.remarks ul { margin: .4rem 0 0; padding-left: 1.2rem; }
 img { max-width: 100%; background: white; border-radius: .5rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
@@ -36,12 +41,26 @@ summary { cursor: pointer; }
 <p class="what">{{ options.dataset }}, {{ options.model }},
 {{ options.strategy if options.regime == "federated" else options.regime }},
 divided by {{ options.partitioner }}, seed {{ options.seed }}</p>
+{% if data %}
+<p class="what">Data: {{ data }}.</p>
+{% endif %}
 
 <dl class="figures">
 {% for label, value in figures %}
 <div><dt>{{ label }}</dt><dd>{{ value }}</dd></div>
 {% endfor %}
 </dl>
+
+{% if remarks %}
+<div class="remarks" role="note">
+<h2>Please note</h2>
+<ul>
+{% for remark in remarks %}
+<li>{{ remark }}</li>
+{% endfor %}
+</ul>
+</div>
+{% endif %}
 
 <h2>Curves</h2>
 {% for name, picture in pictures %}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 import strategies
-from fl_app import artifacts, checkpoints, resuming, tracking
+from fl_app import announcing, artifacts, checkpoints, resuming, tracking
 from fl_app.artifacts import RunFolder, StoppedError
 from fl_app.config import ConfigError, RunConfig, project_path
 from fl_app.data import datasets, private
@@ -28,11 +28,17 @@ _STOP_SECONDS = 30.0
 _PATIENCE_SECONDS = 600.0  # for a run to begin; others of the user may be before it
 
 
-def prepare(config: RunConfig, num_nodes: int, *, own_data: bool = False) -> RunConfig:
+def prepare(
+    config: RunConfig,
+    num_nodes: int,
+    *,
+    own_data: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> RunConfig:
     """Check all that can be checked before a process is started; name the run.
 
     The data set is read (into its cache, the first time) and divided, unless each node
-    has data of its own.
+    has data of its own. `say` is told what was read, and warnings about it.
 
     Raises:
         ConfigError: an option does not fit the data or the machine.
@@ -48,8 +54,12 @@ def prepare(config: RunConfig, num_nodes: int, *, own_data: bool = False) -> Run
     strategy = build_strategy(config)
     if not own_data:
         dataset = datasets.load(config)
+        config = datasets.settled(config)
         dataset.partition(config, num_nodes)
         check_model(strategy, config, dataset)
+        said, warnings = announcing.lines(config, dataset)
+        for line in [*said, *(f"warning: {warning}" for warning in warnings)]:
+            say(line)
     if config.initial_model and not own_data and not config.resume:
         path = project_path(config.initial_model, "initial-model")
         _, info = artifacts.read_model(path)
@@ -248,7 +258,7 @@ def absolute_paths(config: RunConfig) -> dict[str, str]:
         "initial-model": config.initial_model,
         "test-path": config.test_path,
     }
-    if config.dataset.startswith(("~", ".")):
+    if not config.data_dir and datasets.local_folder(config) is not None:
         given["dataset"] = config.dataset
     return {
         option: str(project_path(value, option).resolve())

@@ -13,6 +13,7 @@ from flwr.serverapp import Grid, ServerApp
 
 import strategies
 from fl_app import (
+    announcing,
     artifacts,
     at_once,
     best,
@@ -21,6 +22,7 @@ from fl_app import (
     environment,
     mods,
     processes,
+    remarks,
     report,
     resuming,
     tracking,
@@ -59,6 +61,7 @@ def main(grid: Grid, context: Context) -> None:
     tracking.check(config)
     agreement = private.Agreement(config) if config.dataset == private.NAME else None
     shared = None if agreement else datasets.load(config)
+    config = datasets.settled(config)
     strategy = build_strategy(config)
     federation = Federation(
         grid,
@@ -75,8 +78,7 @@ def main(grid: Grid, context: Context) -> None:
     arrays, info = initial_model(config, dataset, read=not config.resume)
     check_model(strategy, config, dataset)
     cohort = cohort_size(len(federation.client_ids), config.fraction_train)
-    if remark := strategy.remark(cohort):
-        log.warning("%s", remark)
+    warned = _announce(config, dataset, strategy.remark(cohort))
     config = at_once.settled(config, federation, dataset)
     federation.clients_together = config.clients_together
     # Of clients trained together, the last bits depend on who is with whom.
@@ -141,9 +143,36 @@ def main(grid: Grid, context: Context) -> None:
                 "best_round": (best.best_row(history.rows) or {}).get("round"),
                 "total_seconds": round(time.monotonic() - start, 3),
                 "model_sha256": artifacts.model_sha256(arrays),
+                "data": dataset.account,
+                "remarks": [
+                    *warned,
+                    *remarks.of_run(
+                        *(config, info.class_names, arrays),
+                        *(history.rows, final, history.validation),
+                    ),
+                ],
             }
             report.write(folder, summary)
             folder.write_summary(summary)
+            for said in summary["remarks"]:
+                log.warning("%s", said)
+
+
+def _announce(config: RunConfig, dataset: "Dataset", remark: str) -> list[str]:
+    """Log what is read and trained; return the warnings, which it logs too.
+
+    Args:
+        config: the run's options.
+        dataset: its data.
+        remark: the strategy's warning; "" for none.
+    """
+    said, warnings = announcing.lines(config, dataset)
+    warnings += [remark] if remark else []
+    for line in said:
+        log.info("%s", line)
+    for warning in warnings:
+        log.warning("%s", warning)
+    return warnings
 
 
 def read_config(options: Mapping[str, Any]) -> RunConfig:
@@ -197,6 +226,8 @@ def initial_model(
         dataset.std,
         dataset.full_scale,
         dataset.class_names,
+        dataset.resize,
+        dataset.white_level,
     )
     seed = keyed_seed(config.seed, "model")
     model = models.build(config.model, shape, num_classes, seed=seed)

@@ -27,7 +27,7 @@ from fl_app.artifacts import RunFolder
 from fl_app.config import ConfigError, RunConfig, is_auto, meant
 from fl_app.data.datasets import recipe_for
 from fl_app.environment import check_nodes, default_options, find_project
-from fl_app.following import RunView
+from fl_app.following import RunView, print_remarks
 from fl_app.server_app import build_strategy
 
 _PAIR = re.compile(r"(\S+?)=(\[[^\]]*\]|'[^']*'|\"[^\"]*\"|\S+)")
@@ -165,6 +165,7 @@ def run(
                 view.pass_over(cell.folder.metrics())
                 continue
             failure = _run(console, view, cell, nodes)
+            print_remarks(console, cell.folder, cell.config.run_name)
             if failure is not None:
                 failures.append(f"{cell.config.run_name}: {failure}")
                 if running.STOPPED in failure:

@@ -107,6 +107,14 @@ class Evaluation:
     """Mean cross-entropy per example, in nats; 0 where there is no example."""
     correct_per_class: list[int]
     examples_per_class: list[int]
+    predicted_per_class: list[int]
+    """How many examples the model said each class of."""
+
+    @property
+    def only_class(self) -> int | None:
+        """The class that the model said of all examples; None if it said several."""
+        said = [label for label, n in enumerate(self.predicted_per_class) if n]
+        return said[0] if len(said) == 1 else None
 
     @property
     def accuracy(self) -> float:
@@ -244,26 +252,30 @@ def evaluate(
     examples = examples.gathered()
     targets = examples.labels.to(next(model.parameters()).device)
     loss = torch.zeros((), dtype=torch.float64, device=targets.device)
-    is_correct = torch.zeros_like(targets, dtype=torch.bool)
+    predicted = torch.zeros_like(targets)
     if convolutional.network(model):
         chunk = min(chunk, _CHUNK_OF_SMALL)
-    images, labels_of, right_of = (
+    images, labels_of, said_of = (
         torch.split(each, chunk) if len(examples) else ()
-        for each in (examples.images, targets, is_correct)
+        for each in (examples.images, targets, predicted)
     )
     found = _logits(model, images, normalise)
-    for logits, labels, right in zip(found, labels_of, right_of, strict=True):
+    for logits, labels, said in zip(found, labels_of, said_of, strict=True):
         loss += F.cross_entropy(logits, labels, reduction="sum")
-        torch.eq(logits.argmax(dim=1), labels, out=right)
-    labels = targets.cpu()  # counted there: on a GPU each count is waited for
-    correct = torch.bincount(labels[is_correct.cpu()], minlength=num_classes)
-    count = torch.bincount(labels, minlength=num_classes)
+        torch.argmax(logits, dim=1, out=said)
+    # Counted on the CPU: on a GPU each count is waited for.
+    labels, answers = targets.cpu(), predicted.cpu()
+    correct, count, said_per_class = (
+        torch.bincount(each, minlength=num_classes)
+        for each in (labels[answers == labels], labels, answers)
+    )
     return Evaluation(
         num_examples=len(examples),
         num_correct=int(correct.sum()),
         loss=float(loss) / max(1, len(examples)),
         correct_per_class=correct.tolist(),
         examples_per_class=count.tolist(),
+        predicted_per_class=said_per_class.tolist(),
     )
 
 

@@ -117,7 +117,7 @@ def _cached_data(
 
     config = RunConfig.from_options(dict(options), datasets.recipe_for)
     if own:
-        dataset = own.load(agreed)
+        dataset = own.load(agreed, config)
         return Hosted(config, dataset, private.partition(dataset, config))
     dataset = datasets.load(config)
     return Hosted(config, dataset, dataset.partition(config, num_nodes))

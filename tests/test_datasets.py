@@ -73,13 +73,11 @@ def test_a_folder_of_class_folders(tmp_path: Path) -> None:
     assert np.bincount(data.test_labels).tolist() == [2, 4]
 
 
-def test_odd_sizes_and_colours_are_brought_to_the_most_common_size(
-    tmp_path: Path,
-) -> None:
+def test_a_mixture_becomes_squares_of_its_median_side(tmp_path: Path) -> None:
     write_classes(tmp_path / "a", {"x": 10, "y": 10}, mode="RGB")
     (tmp_path / "a" / "x" / "large.png").write_bytes(png(200, (30, 20)))
     data = datasets.load(make_config(dataset=str(tmp_path / "a")))
-    assert data.input_shape == (3, 4, 6)
+    assert data.input_shape == (3, 4, 4)
 
 
 def test_parquet_with_a_test_split(tmp_path: Path) -> None:
@@ -178,10 +176,10 @@ def test_a_folder_without_images_is_an_error(tmp_path: Path) -> None:
         datasets.load(make_config(dataset=str(tmp_path)))
 
 
-def test_levels_that_do_not_fit_8_bits_are_refused(tmp_path: Path) -> None:
+def test_levels_that_do_not_fit_16_bits_are_refused(tmp_path: Path) -> None:
     write_classes(tmp_path / "d", {"cat": 5, "dog": 5})
-    deep = Image.fromarray(np.full((4, 6), 10_000, np.uint16))
-    deep.save(tmp_path / "d" / "cat" / "deep.png")
+    deep = Image.fromarray(np.full((4, 6), 0.5, np.float32))
+    deep.save(tmp_path / "d" / "cat" / "deep.tif")
     with pytest.raises(ConfigError, match="do not fit 8 bits"):
         datasets.load(make_config(dataset=str(tmp_path / "d")))
 

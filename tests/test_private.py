@@ -105,7 +105,7 @@ def test_clients_are_named_by_their_option_or_folder(clinics: Path) -> None:
         (None, "this node has no data-path in its node-config"),
         ({"data-path": "CLINICS/north"}, "another node is client 'north' already"),
         ({"data-path": "ODD"}, "has classes that are not the federation's: caat"),
-        ({"data-path": "DEEP"}, "images of mode I;16"),
+        ({"data-path": "DEEP"}, "images of mode F"),
     ],
 )
 def test_a_node_that_does_not_fit_is_left_out_alone(
@@ -117,7 +117,7 @@ def test_a_node_that_does_not_fit_is_left_out_alone(
 ) -> None:
     write_images(tmp_path / "odd", {"caat": 3, "dog": 3})
     (tmp_path / "deep" / "cat").mkdir(parents=True)
-    Image.fromarray(np.full((8, 10), 3000, np.uint16)).save(tmp_path / "deep/cat/1.png")
+    Image.fromarray(np.full((8, 10), 0.5, np.float32)).save(tmp_path / "deep/cat/1.tif")
     for word, path in (
         ("CLINICS", clinics),
         ("ODD", tmp_path / "odd"),

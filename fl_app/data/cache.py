@@ -12,7 +12,8 @@ import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,40 @@ from fl_app.config import ConfigError
 log = logging.getLogger("flwr.fl_app")
 
 CACHE_VARIABLE = "FL_APP_CACHE"
-_VERSION = 2  # of the layout: raise it when what is stored changes
+_VERSION = 3  # of the layout: raise it when what is stored changes
 _META = "meta.json"
 
 Array = np.ndarray[Any, Any]
 Contents = tuple[dict[str, Array], dict[str, Any]]
 """Named arrays, and whatever else describes them (JSON)."""
+
+
+@dataclass(frozen=True)
+class Stream:
+    """An array that is written as it is made, a piece at a time."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    pieces: Callable[[], Iterator[Array]]
+    """Along the first axis, in order."""
+
+
+Built = tuple[
+    Mapping[str, Array | Stream], dict[str, Any] | Callable[[], dict[str, Any]]
+]
+"""Contents as they are made; what describes them may be known once they are."""
+
+
+def in_memory(built: Built) -> Contents:
+    """Return contents with all arrays made."""
+    arrays, described = built
+    whole = {
+        name: np.concatenate([np.empty((0, *a.shape[1:]), a.dtype), *a.pieces()])
+        if isinstance(a, Stream)
+        else a
+        for name, a in arrays.items()
+    }
+    return whole, described() if callable(described) else described
 
 
 def cache_folder() -> Path:
@@ -38,7 +67,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get(CACHE_VARIABLE) or Path(base) / "fl-app")
 
 
-def open_or_build(name: str, build: Callable[[], Contents]) -> Contents:
+def open_or_build(name: str, build: Callable[[], Built]) -> Contents:
     """Return the arrays, memory-mapped read-only, and their description.
 
     Args:
@@ -68,20 +97,42 @@ def open_or_build(name: str, build: Callable[[], Contents]) -> Contents:
     return contents
 
 
-def _write(folder: Path, arrays: Mapping[str, Array], described: Any) -> None:
+def _write(
+    folder: Path,
+    arrays: Mapping[str, Array | Stream],
+    described: dict[str, Any] | Callable[[], dict[str, Any]],
+) -> None:
     """Write a complete folder beside `folder`, then rename it into place."""
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         checksums = {}
         for name, array in arrays.items():
-            np.save(draft / f"{name}.npy", np.asarray(array, order="C"))
-            checksums[name] = _checksum(draft / f"{name}.npy")
-        meta = {"checksums": checksums, "described": described}
+            path = draft / f"{name}.npy"
+            if isinstance(array, Stream):
+                _save(path, array)
+            else:
+                np.save(path, np.asarray(array, order="C"))
+            checksums[name] = _checksum(path)
+        told = described() if callable(described) else described
+        meta = {"checksums": checksums, "described": told}
         (draft / _META).write_text(json.dumps(meta))
         draft.chmod(0o755)
         draft.rename(folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _save(path: Path, stream: Stream) -> None:
+    """Write a stream as `np.save` would write the array."""
+    header = {
+        "descr": np.lib.format.dtype_to_descr(stream.dtype),
+        "fortran_order": False,
+        "shape": stream.shape,
+    }
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for piece in stream.pieces():
+            file.write(np.asarray(piece, stream.dtype, order="C").data)
 
 
 def _open(folder: Path) -> Contents | None:

@@ -1,21 +1,33 @@
 """Data sets by name: where they lie, how they are read, and a recipe to train them."""
 
 import hashlib
+import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fl_app.config import ConfigError, Recipe, RunConfig, project_path
-from fl_app.data import cache, reading, synthetic
+from fl_app.config import (
+    PROJECT_VARIABLE,
+    WHITE,
+    ConfigError,
+    Recipe,
+    Resize,
+    RunConfig,
+    project_path,
+)
+from fl_app.data import cache, folders, reading, synthetic
+from fl_app.data.decoding import AUTO, Sizing
 from fl_app.data.partition import Partition
 from fl_app.data.partition import build as build_partition
+from fl_app.data.tables import BY_NAME, Columns
+from fl_app.data.tree import Tree, scan, shown
 
 Array = np.ndarray[Any, Any]
-Source = tuple[str, Callable[[], cache.Contents]]
+Source = tuple[str, Callable[[], cache.Built]]
 """A cache key, which changes when the source does, and how to read the source."""
 
 
@@ -50,6 +62,18 @@ class Dataset:
     owners: list[str]
     """Names of the clients, where the data comes in one folder per client."""
     train_owners: Array | None = None
+    own_validation: Array | None = None
+    """Which training examples their owner keeps for validation, (N,) bool."""
+    train_sizes: Array | None = None
+    """Width and height that each training image had, (N, 2) int32."""
+    resize: Resize = "crop"
+    """How images of other sizes are brought to that of these."""
+    white_level: int = WHITE
+    """The level of 16-bit images that stands for white."""
+    account: str = ""
+    """What was read and what was passed over, in one line."""
+    warnings: list[str] = field(default_factory=list)
+    """What the owner of the data should look at."""
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -63,6 +87,7 @@ class Dataset:
         Raises:
             ConfigError: the options do not fit the data.
         """
+        config = settled(config)
         owned = _is_owned(config)
         default = len(self.owners) if owned else num_nodes
         num_clients = config.num_clients or default
@@ -83,12 +108,20 @@ class Dataset:
             num_classes=len(self.class_names),
             num_clients=num_clients,
             owners=self.train_owners if owned else None,
+            own_validation=self.own_validation if owned else None,
         )
 
     def client_names(self, config: RunConfig) -> list[str]:
         """Return what the clients are called; nothing where they are mere numbers."""
         numbers = [str(i) for i in range(len(self.owners))]
         return self.owners if _is_owned(config) and self.owners != numbers else []
+
+
+def settled(config: RunConfig) -> RunConfig:
+    """Return the options once the data is read: by then "auto" has one meaning."""
+    if config.partitioner != "auto":
+        return config
+    return config.model_copy(update={"partitioner": "dirichlet"})
 
 
 def _is_owned(config: RunConfig) -> bool:
@@ -108,6 +141,24 @@ def _synthetic(config: RunConfig) -> Source:
     return key, lambda: synthetic.generate(*drawn)
 
 
+def _digits(config: RunConfig) -> Source:
+    sizing = sizing_of(config)
+    if sizing.image_size in ("auto", 0):
+        return "digits", reading.read_digits
+    key = f"digits-{sizing.image_size}-{sizing.resize}"
+    return key, lambda: reading.read_digits(sizing)
+
+
+def sizing_of(config: RunConfig) -> Sizing:
+    """Return the options that say how large images are to be."""
+    return Sizing(config.image_size, config.resize)
+
+
+def columns_of(config: RunConfig) -> Columns:
+    """Return the options that name columns of tables."""
+    return Columns(config.image_column, config.label_column)
+
+
 def _private(config: RunConfig) -> Source:
     """Refuse: there is nothing to be read in one place."""
     raise ConfigError(
@@ -124,11 +175,12 @@ _OTHER = Recipe(
     batch_size=32,
     learning_rate=0.02,
     augment=False,
+    partitioner="auto",
 )
 
 DATASETS: dict[str, DatasetSpec] = {
     "digits": DatasetSpec(
-        make=lambda config: ("digits", reading.read_digits),
+        make=_digits,
         recipe=Recipe(
             model="cnn",
             num_server_rounds=10,
@@ -221,6 +273,11 @@ def load(config: RunConfig) -> Dataset:
     spec = DATASETS.get(name, OTHER)
     if config.augment and spec.augmentation is None:
         raise ConfigError(f"augment = True is not allowed for dataset = {name!r}")
+    if config.image_size not in ("auto", 0) and spec.augmentation is None:
+        raise ConfigError(
+            f"image-size = {config.image_size} is not allowed for dataset = {name!r}: "
+            "it has no images"
+        )
     key, read = _source(config, spec)
     arrays, described = cache.open_or_build(key, read)
     return Dataset(
@@ -236,64 +293,131 @@ def load(config: RunConfig) -> Dataset:
         augmentation=spec.augmentation,
         owners=described["owners"],
         train_owners=arrays.get("train-owners"),
+        own_validation=arrays.get("own-validation"),
+        train_sizes=arrays.get("train-sizes"),
+        resize=config.resize,
+        white_level=described.get("white-level", WHITE),
+        account=described.get("account", ""),
+        warnings=[*described.get("warnings", []), *_remarks(config)],
     )
 
 
 def _source(config: RunConfig, spec: DatasetSpec) -> Source:
     """Return the source as it is now."""
     name = config.dataset
-    folder = _local_folder(config)
+    folder = local_folder(config)
+    columns, sizing = columns_of(config), sizing_of(config)
+    is_own = spec is OTHER
     if config.partitioner == "folders":
         if folder is None:
             raise ConfigError(
                 f"partitioner = 'folders' needs a local folder of client folders, and "
                 f"dataset = {name!r} is none: give its path"
             )
-        return folder_key("folders", folder), lambda: reading.read_owners(folder)
+        tree = scan(folder)
+        return folder_key(
+            "folders", tree, columns, sizing
+        ), lambda: reading.read_owners(tree, columns, sizing)
     if spec.make is not None:
         return spec.make(config)
     if folder is not None:
-        return folder_key("folder", folder), lambda: reading.read_folder(folder)
+        tree = scan(folder)
+        if config.partitioner == "auto":
+            folders.refuse_two_readings(tree.top, columns)
+        kind = "own" if is_own else "folder"
+        return folder_key(kind, tree, columns, sizing), lambda: reading.read_folder(
+            tree, columns, sizing, is_own=is_own
+        )
     hub_id = spec.hub_id or name
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", hub_id):
+    if not _HUB_NAME.fullmatch(hub_id):
         known = ", ".join(sorted(DATASETS))
         raise ConfigError(
             f"dataset = {name!r} is unknown; there are: {known}; or give a folder's "
             "path, or an owner/name on the Hugging Face Hub"
         )
-    slug = hub_id.replace("/", "--")
-    return f"hub-{slug}", lambda: reading.read_hub(hub_id, name)
+    key = _keyed("hub", hub_id.replace("/", "--"), "", columns, sizing)
+    return key, lambda: reading.read_hub(hub_id, name, columns, sizing, is_own=is_own)
 
 
-def _local_folder(config: RunConfig) -> Path | None:
-    """Return the folder the options point at; None where they mean another source."""
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def local_folder(config: RunConfig) -> Path | None:
+    """Return the folder the options point at; None where they mean another source.
+
+    What exists as a folder is one, but for the names of `DATASETS`.
+
+    Raises:
+        ConfigError: they name a folder, and there is none.
+    """
     name = config.dataset
     spec = DATASETS.get(name)
     if spec is not None and spec.make is not None:
         return None
     if name.startswith(("/", "~", ".")):
         folder = project_path(name, "dataset")
+        if folder.is_file():
+            raise ConfigError(f"dataset = {name!r}: {_of_file(folder)}")
         if not folder.is_dir():
             raise ConfigError(f"dataset = {name!r}: there is no folder {folder}")
         return folder
-    if not config.data_dir:
-        return None
-    folder = project_path(config.data_dir, "data-dir") / name
-    if not folder.is_dir():
-        raise ConfigError(
-            f"dataset = {name!r} is not in data-dir = {config.data_dir!r}: there is no "
-            f"folder {folder}; put it there, or leave data-dir empty to read the Hub"
-        )
-    return folder
-
-
-def folder_key(kind: str, folder: Path) -> str:
-    """Return a cache key that changes when a file is added, removed or altered."""
-    digest = hashlib.sha256(str(folder.resolve()).encode())
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            stat = path.stat()
-            digest.update(
-                f"{path.relative_to(folder)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode()
+    if config.data_dir:
+        folder = project_path(config.data_dir, "data-dir") / name
+        if not folder.is_dir():
+            raise ConfigError(
+                f"dataset = {name!r} is not in data-dir = {config.data_dir!r}: there "
+                f"is no folder {folder}; put it there, or leave data-dir empty to read "
+                "the Hub"
             )
-    return f"{kind}-{folder.name}-{digest.hexdigest()[:16]}"
+        return folder
+    return _in_project(name) if spec is None else None
+
+
+def _in_project(name: str) -> Path | None:
+    """Return the folder of that name in the project; None if there is none."""
+    if not os.environ.get(PROJECT_VARIABLE):
+        return None
+    path = project_path(name, "dataset")
+    if path.is_file():
+        raise ConfigError(f"dataset = {name!r}: {_of_file(path)}")
+    return path if path.is_dir() else None
+
+
+def _of_file(path: Path) -> str:
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        return f"{path} is a file: give the folder that it is in"
+    todo = "unpack it, and " if suffix in (".zip", ".tar", ".tgz", ".gz", ".7z") else ""
+    return f"{path} is a file: {todo}give the path of a folder"
+
+
+def _remarks(config: RunConfig) -> list[str]:
+    """Say which of two things a name was taken for."""
+    name, folder = config.dataset, local_folder(config)
+    if config.data_dir or name.startswith(("/", "~", ".")):
+        return []
+    if folder is not None and _HUB_NAME.fullmatch(name):
+        return [
+            f"dataset = {name!r} is taken for the folder {folder}, not for a data set "
+            "of that name on the Hugging Face Hub"
+        ]
+    if name in DATASETS and _in_project(name) is not None:
+        return [
+            f"dataset = {name!r} is the data set of that name; for the folder, write "
+            f"./{name}"
+        ]
+    return []
+
+
+def folder_key(kind: str, tree: Tree, columns: Columns, sizing: Sizing) -> str:
+    """Return a cache key that changes when a file is added, removed or altered."""
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", shown(Path(tree.top.path).name))[:40]
+    return _keyed(kind, name, tree.digest, columns, sizing)
+
+
+def _keyed(kind: str, name: str, digest: str, columns: Columns, sizing: Sizing) -> str:
+    """Return a key of what is read and how."""
+    if (columns, sizing) != (BY_NAME, AUTO):
+        how = repr((columns, sizing)).encode()
+        digest += ("-" if digest else "") + hashlib.sha256(how).hexdigest()[:8]
+    return "-".join(part for part in (kind, name, digest) if part)

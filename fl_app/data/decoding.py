@@ -1,45 +1,76 @@
-"""Encoded images of any size and mode into one uint8 array, with what describes it."""
+"""Encoded images of any size and mode into uint8 arrays, with what describes them.
 
-import io
+Images are looked at twice, a lot at a time: their headers say how all of them are to be
+laid out, then each is decoded to that and written away. No more than some lots are in
+memory.
+"""
+
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import accumulate
+from statistics import median_low
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from PIL import Image
 
-from fl_app.config import ConfigError
+from fl_app.config import WHITE, ConfigError, Resize
+from fl_app.data import cache, pixels
+from fl_app.data.account import Account
+from fl_app.data.pixels import DamagedError, Form, Header
+from fl_app.data.progress import watched
+from fl_app.data.tables import Table, united
 from strategies.randomness import keyed_generator
 
 Array = np.ndarray[Any, Any]
-_GREY_MODES = {"1", "L", "LA"}
-_COLOUR_MODES = {"P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB"}
-_UNREADABLE = (OSError, Image.DecompressionBombError)
-_LOT = 1000  # images a thread decodes at a time
+LIMIT = 96
+"""Pixels a side that a user's own images are brought to at most, by "auto"."""
+_LOT = 200  # images that a thread looks at before it hands them over
+_MOST_DAMAGED = 5  # files that are named
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
-class Table:
-    """Encoded images with the names of their classes; one owner, or none."""
+class Sizing:
+    """The options that say how large images are to be."""
 
-    images: list[bytes]
-    places: list[str]
-    """Where each image came from, for errors."""
-    labels: list[str]
-    class_names: list[str]
-    owner: str | None = None
+    image_size: int | Literal["auto"] = "auto"
+    """Squares of that side; 0 is "auto" without a limit."""
+    resize: Resize = "crop"
+
+
+AUTO = Sizing()
+"""What the options say by themselves."""
 
 
 @dataclass(frozen=True)
-class Splits:
-    """What a source holds. Without `test`, a fixed stratified fifth is taken."""
+class Client:
+    """The images of one owner; `validation` is what it keeps for that itself."""
 
-    train: list[Table]
+    train: Table
+    validation: Table | None = None
+    name: str | None = None
+
+    @property
+    def tables(self) -> list[Table]:
+        """What it trains on, then what it validates with."""
+        return [self.train, *([self.validation] if self.validation else [])]
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a data set holds. Without `test`, a fixed stratified fifth is taken."""
+
+    clients: list[Client]
     test: Table | None
     take_test: bool = True
+    is_own: bool = False
+    """Whether these are a user's own images: their size is limited by "auto"."""
+    account: Account = field(default_factory=Account)
 
 
 @dataclass(frozen=True)
@@ -51,6 +82,10 @@ class Survey:
     """Number of images by (width, height)."""
     modes: frozenset[str]
     """Pillow's names of pixel formats."""
+    side: int
+    """Median of the images' shorter sides, the lower of two."""
+    white: int = 0
+    """The level that is white in 16-bit images; 0 if there is none."""
 
 
 @dataclass(frozen=True)
@@ -58,130 +93,338 @@ class Layout:
     """What all images of a data set are brought to."""
 
     class_names: list[str]
-    size: tuple[int, int]
-    """Width and height."""
-    mode: str
-    """L or RGB."""
+    form: Form
 
 
-def survey(table: Table) -> Survey:
-    """Look at every image's header.
+def survey(tables: Sequence[Table]) -> tuple[Survey, Array]:
+    """Look at every image's header; return a summary, and the sizes (N, 2) int32.
 
     Raises:
-        ConfigError: a file is no image.
+        ConfigError: files are no images; the message names them.
     """
-    headers = [_header(*pair) for pair in zip(table.images, table.places, strict=True)]
-    sizes = Counter(size for size, _ in headers)
-    return Survey(table.class_names, sizes, frozenset(mode for _, mode in headers))
+    every = _Joined(tables)
+    damaged: list[str] = []
+    headers: list[Header] = []
+    with watched("looking at", len(every)) as advance:
+        for found in _in_lots(every, partial(_looked_at, damaged=damaged)):
+            headers += found
+            advance(len(found))
+    if damaged:
+        raise ConfigError(_damage(damaged))
+    sizes = Counter(one.size for one in headers)
+    names = united([table.class_names for table in tables])
+    summary = Survey(
+        names,
+        sizes,
+        frozenset(one.mode for one in headers),
+        median_low(min(one.size) for one in headers) if headers else 0,
+        max((one.white for one in headers), default=0),
+    )
+    return summary, np.array([one.size for one in headers], np.int32).reshape(-1, 2)
 
 
-def layout(train: Sequence[Survey], class_names: list[str]) -> Layout:
-    """Return the most common size, and grey only if every training image is grey.
+def layout(
+    surveys: Sequence[Survey],
+    class_names: list[str],
+    sizing: Sizing = AUTO,
+    *,
+    limit: int | None = LIMIT,
+) -> Layout:
+    """Return what fits all training images; grey only if every one is grey.
+
+    Args:
+        surveys: of the training images, one an owner.
+        class_names: of all of them.
+        sizing: the options.
+        limit: the longest side that "auto" gives; None for any.
 
     Raises:
         ConfigError: there is no image, or one does not fit 8 bits.
     """
-    sizes: Counter[tuple[int, int]] = Counter()
-    for one in train:
-        sizes.update(one.sizes)
-    if not sizes:
+    if not any(one.sizes for one in surveys):
         raise ConfigError("the data set holds no training image")
-    modes = frozenset[str]().union(*(one.modes for one in train))
-    if odd := modes - _GREY_MODES - _COLOUR_MODES:
+    modes = frozenset[str]().union(*(one.modes for one in surveys))
+    if odd := modes - pixels.GREY_MODES - pixels.COLOUR_MODES:
         raise ConfigError(
             f"the data set holds images of mode {', '.join(sorted(odd))}, whose levels "
             "do not fit 8 bits: scale them to 0..255 first"
         )
-    size = min(sizes, key=lambda s: (-sizes[s], s))
-    return Layout(class_names, size, "L" if modes <= _GREY_MODES else "RGB")
+    size = _size(surveys, sizing, limit)
+    mode = "L" if modes <= pixels.GREY_MODES else "RGB"
+    white = max(one.white for one in surveys) or WHITE
+    return Layout(class_names, Form(size, mode, sizing.resize, white))
 
 
-def arrays_of(tables: Sequence[Table], to: Layout) -> tuple[Array, Array]:
+def _size(
+    surveys: Sequence[Survey], sizing: Sizing, limit: int | None
+) -> tuple[int, int]:
+    """Return the width and height that images are brought to."""
+    if sizing.image_size != "auto" and sizing.image_size > 0:
+        return sizing.image_size, sizing.image_size
+    most = limit if sizing.image_size == "auto" and limit else 2**31
+    sizes = {size for one in surveys for size in one.sizes}
+    if len(sizes) == 1:
+        width, height = sizes.pop()
+        scale = min(1.0, most / max(width, height))
+        return max(1, round(width * scale)), max(1, round(height * scale))
+    side = min(most, median_low(one.side for one in surveys if one.sizes))
+    return side, side
+
+
+def decode(source: Source, sizing: Sizing) -> cache.Built:
+    """Return a source's images and labels, decoded as they are written.
+
+    Raises:
+        ConfigError: an image cannot be decoded, or has no training image.
+    """
+    tables = [table for client in source.clients for table in client.tables]
+    every = [*tables, *([source.test] if source.test else [])]
+    names = united([table.class_names for table in every])
+    looked = [survey(client.tables) for client in source.clients]
+    form = layout(
+        *([one for one, _ in looked], names, sizing),
+        limit=LIMIT if source.is_own else None,
+    ).form
+    owned = _owned(source)
+    joined, labels = _Joined(tables), _labels(tables, names)
+    kept = {"train": np.arange(len(labels))}
+    if source.test is None and source.take_test:
+        is_test = test_mask(labels, num_classes=len(names))
+        kept = {"train": np.flatnonzero(~is_test), "test": np.flatnonzero(is_test)}
+        tested, test_labels = joined, labels
+    else:
+        others = [source.test] if source.test else []
+        tested, test_labels = _Joined(others), _labels(others, names)
+        kept["test"] = np.arange(len(test_labels))
+    account = source.account
+    account.num_images, account.num_classes = len(labels), len(names)
+    account.num_images += len(source.test.labels) if source.test else 0
+    counts = np.zeros((1 if form.mode == "L" else 3, 256), np.int64)
+    streams: dict[str, Array | cache.Stream] = {
+        "train-images": decoded(joined, kept["train"], form, account.done, counts),
+        "train-labels": labels[kept["train"]],
+        "test-images": decoded(tested, kept["test"], form, account.done),
+        "test-labels": test_labels[kept["test"]],
+    }
+    if source.is_own:
+        streams["train-sizes"] = np.concatenate([s for _, s in looked])[kept["train"]]
+    streams |= owned
+
+    def described() -> dict[str, Any]:  # once all of that is decoded
+        mean, std = normalisation(counts)
+        note_form(account, form)
+        return {
+            "class-names": names,
+            "mean": mean,
+            "std": std,
+            "full-scale": 255.0,
+            "owners": [c.name for c in source.clients if c.name is not None],
+            "white-level": form.white,
+            "account": account.line(),
+            "warnings": account.warnings(),
+        }
+
+    return streams, described
+
+
+def note_form(account: Account, form: Form) -> None:
+    """Add to an account by which rules images were changed."""
+    if pixels.DEEP in account.done:
+        account.notes.append(f"{form.white:,} is white in 16-bit images")
+    if any(what.startswith(pixels.RESIZED) for what in account.done):
+        account.notes.append(f"resize = {form.resize}")
+
+
+def _owned(source: Source) -> dict[str, Array]:
+    """Return whose each training image is, and which its owner keeps to validate."""
+    if not any(client.name is not None for client in source.clients):
+        return {}
+    sizes = [sum(len(t.labels) for t in client.tables) for client in source.clients]
+    found = {"train-owners": np.repeat(np.arange(len(sizes)), sizes)}
+    if any(client.validation for client in source.clients):
+        found["own-validation"] = own_validation(source.clients)
+    return found
+
+
+def own_validation(clients: Sequence[Client]) -> Array:
+    """Return which images their owners keep for validation, (N,) bool."""
+    return np.concatenate(
+        [
+            np.full(len(table.labels), table is client.validation)
+            for client in clients
+            for table in client.tables
+        ]
+    )
+
+
+def decoded(
+    images: Sequence[tuple[bytes, str]],
+    chosen: Array,
+    form: Form,
+    done: Counter[str],
+    counts: Array | None = None,
+) -> cache.Stream:
+    """Return some images, (N, C, H, W) uint8, that are decoded as they are asked for.
+
+    Args:
+        images: encoded, with where they came from.
+        chosen: which of them.
+        form: what they are brought to.
+        done: counts what was done to them.
+        counts: is added how often each level occurs, (C, 256).
+    """
+    shape = (1 if form.mode == "L" else 3, form.size[1], form.size[0])
+
+    def pieces() -> Iterator[Array]:
+        damaged: list[str] = []
+        with watched("decoding", len(chosen)) as advance:
+            lots = _in_lots(
+                images, partial(_brought, form=form, damaged=damaged), chosen
+            )
+            for found in lots:
+                for _, words in found:
+                    done.update(words)
+                piece = np.stack([levels for levels, _ in found])
+                if counts is not None:
+                    counts[:] += level_counts(piece)
+                advance(len(found))
+                yield piece
+        if damaged:
+            raise ConfigError(_damage(damaged))
+
+    return cache.Stream((len(chosen), *shape), np.dtype(np.uint8), pieces)
+
+
+def arrays_of(
+    tables: Sequence[Table], to: Layout, account: Account | None = None
+) -> tuple[Array, Array]:
     """Return the images (N, C, H, W) uint8 and the labels (N,) int64 of the tables.
+
+    The account takes in what was done to them.
 
     Raises:
         ConfigError: an image cannot be decoded.
     """
-    index = {name: i for i, name in enumerate(to.class_names)}
-    encoded = [image for table in tables for image in table.images]
-    places = [place for table in tables for place in table.places]
-    labels = [index[label] for table in tables for label in table.labels]
-    return _decode_all(encoded, places, to.size, to.mode), np.asarray(labels, np.int64)
+    every = _Joined(tables)
+    done = account.done if account else Counter()
+    stream = decoded(every, np.arange(len(every)), to.form, done)
+    images = np.empty(stream.shape, np.uint8)
+    at = 0
+    for piece in stream.pieces():
+        images[at : at + len(piece)] = piece
+        at += len(piece)
+    return images, _labels(tables, to.class_names)
 
 
-def decode(splits: Splits) -> tuple[dict[str, Array], dict[str, Any]]:
-    """Decode all images to the most common size, grey only if every one is grey."""
-    tables = [*splits.train, *([splits.test] if splits.test else [])]
-    names = united([table.class_names for table in tables])
-    to = layout([survey(table) for table in splits.train], names)
-    images, labels = arrays_of(splits.train, to)
-    if splits.test is not None:
-        arrays = {"train-images": images, "train-labels": labels}
-        arrays["test-images"], arrays["test-labels"] = arrays_of([splits.test], to)
-    elif splits.take_test:
-        arrays = with_test(images, labels, num_classes=len(names))
-    else:
-        arrays = {"train-images": images, "train-labels": labels}
-        arrays |= {"test-images": images[:0], "test-labels": labels[:0]}
-    owners = [table.owner for table in splits.train if table.owner is not None]
-    if owners:
-        sizes_of = [len(table.images) for table in splits.train]
-        arrays["train-owners"] = np.repeat(np.arange(len(owners)), sizes_of)
-    return arrays, describe(arrays, names, owners)
+class _Joined(Sequence[tuple[bytes, str]]):
+    """The images of several tables one after the other, with their places."""
+
+    def __init__(self, tables: Sequence[Table]) -> None:
+        self._tables = list(tables)
+        self._ends = list(accumulate(len(table.images) for table in tables))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, index: Any) -> Any:
+        table = int(np.searchsorted(self._ends, index, side="right"))
+        row = int(index) - (self._ends[table - 1] if table else 0)
+        place = self._tables[table].places[row]
+        try:
+            return self._tables[table].images[row], place
+        except OSError as error:
+            raise ConfigError(f"{place} cannot be read: {error.strerror}") from error
 
 
-def _decode_all(
-    encoded: list[bytes], places: list[str], size: tuple[int, int], mode: str
-) -> Array:
-    """Return all images, (N, C, H, W) uint8; threads share them in large lots."""
-    channels = 1 if mode == "L" else 3
-    images = np.empty((len(encoded), channels, size[1], size[0]), np.uint8)
+def _in_lots(
+    images: Sequence[tuple[bytes, str]],
+    look: Callable[[Sequence[tuple[bytes, str]], Array], _T],
+    chosen: Array | None = None,
+) -> Iterator[_T]:
+    """Yield what is found in lots of images, in order; threads share them.
 
-    def decode(start: int) -> None:
-        for i, image in enumerate(encoded[start : start + _LOT], start):
-            try:
-                images[i] = _pixels(image, size, mode)
-            except _UNREADABLE as error:
-                raise ConfigError(
-                    f"{places[i]} cannot be decoded ({error}): mend or remove it"
-                ) from error
-
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        list(pool.map(decode, range(0, len(encoded), _LOT)))
-    return images
-
-
-def united(class_names: Sequence[list[str]]) -> list[str]:
-    """Return the first list if all agree, else the sorted union."""
-    first = class_names[0]
-    if all(names == first for names in class_names):
-        return first
-    union = {name for names in class_names for name in names}
-    numeric = all(name.isdecimal() for name in union)
-    return sorted(union, key=int if numeric else str)
+    No more lots are begun than there is work for, so that few are in memory.
+    """
+    indices = np.arange(len(images)) if chosen is None else chosen
+    workers = os.cpu_count() or 1
+    lots = [indices[i : i + _LOT] for i in range(0, len(indices), _LOT)]
+    with ThreadPoolExecutor(workers) as pool:
+        ahead = [pool.submit(look, images, lot) for lot in lots[: 2 * workers]]
+        for following in [*lots[2 * workers :], *([None] * len(ahead))]:
+            yield ahead.pop(0).result()
+            if following is not None:
+                ahead.append(pool.submit(look, images, following))
 
 
-def _header(encoded: bytes, place: str) -> tuple[tuple[int, int], str]:
-    """Return (width, height) and mode without decoding the pixels."""
-    try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            return image.size, image.mode
-    except _UNREADABLE as error:
-        raise ConfigError(f"{place} is no image: mend or remove it") from error
+def _looked_at(
+    images: Sequence[tuple[bytes, str]], lot: Array, *, damaged: list[str]
+) -> list[Header]:
+    found = []
+    for i in lot:
+        encoded, place = images[i]
+        try:
+            found.append(pixels.header(encoded))
+        except DamagedError as error:
+            damaged.append(f"{place} is no image that can be read ({error})")
+            found.append(Header((1, 1), "L", 0))
+    return found
 
 
-def _pixels(encoded: bytes, size: tuple[int, int], mode: str) -> Array:
-    """Return one image as (C, H, W) uint8."""
-    with Image.open(io.BytesIO(encoded)) as opened:
-        image = opened.convert(mode)
-    if image.size != size:
-        image = image.resize(size, Image.Resampling.BILINEAR)
-    pixels = np.asarray(image)
-    return pixels[None] if mode == "L" else pixels.transpose(2, 0, 1)
+def _brought(
+    images: Sequence[tuple[bytes, str]], lot: Array, *, form: Form, damaged: list[str]
+) -> list[tuple[Array, list[str]]]:
+    found = []
+    for i in lot:
+        encoded, place = images[i]
+        try:
+            found.append(pixels.read(encoded, form))
+        except DamagedError as error:
+            damaged.append(f"{place} cannot be decoded ({error})")
+            shape = (1 if form.mode == "L" else 3, form.size[1], form.size[0])
+            found.append((np.zeros(shape, np.uint8), []))
+    return found
+
+
+def _damage(damaged: Sequence[str]) -> str:
+    number = len(damaged)
+    if number == 1:
+        return f"{damaged[0]}: mend or remove it"
+    more = f"; and {number - _MOST_DAMAGED} more" if number > _MOST_DAMAGED else ""
+    named = "; ".join(sorted(damaged)[:_MOST_DAMAGED])
+    return f"{number} files are damaged: {named}{more}: mend or remove them"
+
+
+def _labels(tables: Sequence[Table], class_names: list[str]) -> Array:
+    index = {name: i for i, name in enumerate(class_names)}
+    return np.array(
+        [index[label] for table in tables for label in table.labels], np.int64
+    )
+
+
+def resized(images: Array, form: Form) -> Array:
+    """Return decoded images (N, C, H, W) uint8 in another size."""
+    found = []
+    for image in images:
+        whole = Image.fromarray(
+            image[0] if len(image) == 1 else image.transpose(1, 2, 0)
+        )
+        found.append(pixels.levels(whole, form)[0])
+    return np.stack(found)
 
 
 def with_test(images: Array, labels: Array, *, num_classes: int) -> dict[str, Array]:
     """Set a fixed fifth of each class aside as the test split."""
+    is_test = test_mask(labels, num_classes=num_classes)
+    return {
+        "train-images": images[~is_test],
+        "train-labels": labels[~is_test],
+        "test-images": images[is_test],
+        "test-labels": labels[is_test],
+    }
+
+
+def test_mask(labels: Array, *, num_classes: int) -> Array:
+    """Return which examples are the fixed fifth of each class, (N,) bool."""
     draws = keyed_generator(0, "test-split")
     chosen = [
         order[: int(len(order) / 5 + 0.5)]
@@ -191,12 +434,7 @@ def with_test(images: Array, labels: Array, *, num_classes: int) -> dict[str, Ar
     ]
     is_test = np.zeros(len(labels), bool)
     is_test[np.concatenate(chosen)] = True
-    return {
-        "train-images": images[~is_test],
-        "train-labels": labels[~is_test],
-        "test-images": images[is_test],
-        "test-labels": labels[is_test],
-    }
+    return is_test
 
 
 def describe(

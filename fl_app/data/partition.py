@@ -28,6 +28,8 @@ class Partition:
     """Sorted example indices per client id."""
     seed: int
     validation_fraction: float
+    own_validation: np.ndarray[Any, np.dtype[np.bool_]] | None = None
+    """Which examples their owner keeps for validation; the fraction is not for it."""
     _splits: dict[int, tuple[Indices, Indices]] = field(
         default_factory=dict, repr=False, compare=False
     )
@@ -43,6 +45,10 @@ class Partition:
 
     def _split(self, client_id: int) -> tuple[Indices, Indices]:
         owned = self.clients[client_id]
+        if self.own_validation is not None:
+            kept = self.own_validation[owned]
+            if kept.any():
+                return owned[~kept], owned[kept]
         size = min(int(self.validation_fraction * len(owned) + 0.5), len(owned) - 1)
         order = keyed_generator(self.seed, "validation", client=client_id).permutation(
             owned
@@ -88,6 +94,7 @@ def build(
     num_classes: int,
     num_clients: int,
     owners: Indices | None = None,
+    own_validation: np.ndarray[Any, np.dtype[np.bool_]] | None = None,
 ) -> Partition:
     """Return the partition that the options name.
 
@@ -97,6 +104,7 @@ def build(
         num_classes: number of classes.
         num_clients: number of clients, at least 1.
         owners: client of each example, for the partitioner `folders`.
+        own_validation: which examples their owner keeps for validation.
 
     Raises:
         ConfigError: a client would be left without an example.
@@ -125,6 +133,7 @@ def build(
         [np.sort(owned) for owned in clients],
         config.seed,
         config.validation_fraction,
+        own_validation,
     )
 
 

@@ -2,13 +2,15 @@
 
 Nodes with data of their own tell the server, in two steps, what it must know to give
 all of them the same model: first the names of their classes, how many images have which
-size, and the pixel formats; then, laid out as agreed, how many examples each class has
-and how often each level occurs in each channel. From these come the model's input shape
-and a normalisation over all clients, the same as if the images lay in one place.
+size, their median side, and the pixel formats; then, laid out as agreed, how many
+examples each class has and how often each level occurs in each channel. From these come
+the model's input shape and a normalisation over all clients, the same as if the images
+lay in one place.
 """
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +18,24 @@ from typing import Any
 
 import numpy as np
 
-from fl_app.config import ConfigError, RunConfig, project_path
+from fl_app.config import WHITE, ConfigError, RunConfig, project_path
 from fl_app.data import cache, decoding, reading
-from fl_app.data.datasets import Dataset, folder_key, recipe_augmentation
-from fl_app.data.decoding import Array, Layout, Survey, Table
+from fl_app.data.account import Account
+from fl_app.data.datasets import (
+    Dataset,
+    columns_of,
+    folder_key,
+    recipe_augmentation,
+    sizing_of,
+)
+from fl_app.data.decoding import Array, Client, Layout, Survey
+from fl_app.data.folders import Known
 from fl_app.data.partition import Partition
+from fl_app.data.pixels import Form
+from fl_app.data.tables import Table, united
+from fl_app.data.tree import Tree, scan
+
+log = logging.getLogger("flwr.fl_app")
 
 NAME = "private"
 """The value of the option `dataset` that stands for each node's own data."""
@@ -52,20 +67,26 @@ class Node:
         client = str(node_config.get("client-id", "") or folder.resolve().name)
         return cls(folder, client)
 
-    def describe(self) -> str:
-        """Return the node's part of the first step, as JSON."""
-        seen = decoding.survey(reading.read_table(self.folder))
+    def describe(self, config: RunConfig) -> str:
+        """Return the node's part of the first step, as JSON; log what was read."""
+        client, account = self._read(scan(self.folder), config)
+        seen, _ = decoding.survey(client.tables)
+        log.info("%s: %s", self.folder, account.line())
+        for warning in account.warnings():
+            log.warning("%s: %s", self.folder, warning)
         common = sorted(seen.sizes.items(), key=lambda item: (-item[1], item[0]))
         return json.dumps(
             {
                 "client": self.client,
                 "class-names": seen.class_names,
                 "sizes": [[*size, number] for size, number in common[:_TOLD_SIZES]],
+                "side": seen.side,
                 "modes": sorted(seen.modes),
+                "white": seen.white,
             }
         )
 
-    def load(self, agreed: str) -> Dataset:
+    def load(self, agreed: str, config: RunConfig) -> Dataset:
         """Return the node's data, laid out as agreed; decoded once, then cached.
 
         Raises:
@@ -73,15 +94,35 @@ class Node:
         """
         described = json.loads(agreed)
         to = layout_of(described)
-        key = hashlib.sha256(json.dumps(_layout_json(to)).encode()).hexdigest()[:8]
+        tree = scan(self.folder)
+        agreement = hashlib.sha256(json.dumps(_layout_json(to)).encode()).hexdigest()
+        known = hashlib.sha256(json.dumps(sorted(_known(config))).encode()).hexdigest()
+        key = folder_key("private", tree, columns_of(config), sizing_of(config))
 
-        def build() -> cache.Contents:
-            images, labels = decoding.arrays_of([reading.read_table(self.folder)], to)
-            return {"images": images, "labels": labels}, {}
+        def build() -> cache.Built:
+            client, account = self._read(tree, config)
+            images, labels = decoding.arrays_of(client.tables, to, account)
+            decoding.note_form(account, to.form)
+            log.info("%s: %s", self.folder, account.line())
+            arrays = {"images": images, "labels": labels}
+            if client.validation:
+                arrays["own-validation"] = decoding.own_validation([client])
+            return arrays, {}
 
-        name = f"{folder_key('private', self.folder)}-{key}"
-        arrays, _ = cache.open_or_build(name, build)
-        return _dataset(described, to, arrays["images"], arrays["labels"], test=None)
+        arrays, _ = cache.open_or_build(f"{key}-{agreement[:8]}-{known[:4]}", build)
+        images, labels = arrays["images"], arrays["labels"]
+        own = arrays.get("own-validation")
+        return _dataset(described, to, images, labels, test=None, own_validation=own)
+
+    @staticmethod
+    def _read(tree: Tree, config: RunConfig) -> tuple[Client, Account]:
+        return reading.read_client(tree, columns_of(config), _known(config))
+
+
+def _known(config: RunConfig) -> Known:
+    """Return the classes that the options name: such a folder is no wrapper."""
+    names = (name.strip() for name in config.class_names.split(","))
+    return frozenset(name for name in names if name)
 
 
 class _Whole(Sequence[Any]):
@@ -106,6 +147,7 @@ def partition(dataset: Dataset, config: RunConfig) -> Partition:
         _Whole(len(labels)),
         config.seed,
         config.validation_fraction,
+        dataset.own_validation,
     )
 
 
@@ -126,7 +168,9 @@ class Agreement:
                 raise ConfigError(
                     f"test-path = {config.test_path!r}: there is no such folder"
                 )
-            self._test = reading.read_table(folder)
+            self._test = reading.read_test(
+                scan(folder), columns_of(config), _known(config)
+            )
         self._agreed: dict[str, Any] = {}
 
     def agree(self, told: Mapping[int, str]) -> tuple[str, dict[int, str]]:
@@ -156,8 +200,8 @@ class Agreement:
         if not surveys:
             return "{}", refused
         in_order = [surveys[client] for client in sorted(surveys)]
-        names = allowed or decoding.united([one.class_names for one in in_order])
-        to = decoding.layout(in_order, names)
+        names = allowed or united([one.class_names for one in in_order])
+        to = decoding.layout(in_order, names, sizing_of(self._config))
         self._agreed = {**_layout_json(to), "mean": [], "std": []}
         return json.dumps(self._agreed), refused
 
@@ -174,8 +218,9 @@ class Agreement:
     def dataset(self) -> Dataset:
         """Return the server's data: its test images, laid out as agreed, or none."""
         to = layout_of(self._agreed)
-        channels = 1 if to.mode == "L" else 3
-        nothing = np.empty((0, channels, to.size[1], to.size[0]), np.uint8)
+        width, height = to.form.size
+        channels = 1 if to.form.mode == "L" else 3
+        nothing = np.empty((0, channels, height, width), np.uint8)
         test = decoding.arrays_of([self._test], to) if self._test else None
         return _dataset(self._agreed, to, nothing, np.empty(0, np.int64), test=test)
 
@@ -202,17 +247,34 @@ def _told(text: str) -> tuple[str, Survey]:
     }
     if not sizes or any(not 1 <= side <= 2**14 for size in sizes for side in size):
         raise ValueError("it has no image, or images of more than 16384 pixels a side")
-    return client, Survey(names, sizes, frozenset(map(str, described["modes"])))
+    side = described.get("side", min(min(size) for size in sizes))
+    white = described.get("white", 0)
+    if not isinstance(side, int) or not 1 <= side <= 2**14:
+        raise ValueError("the median side of its images is none")
+    if not isinstance(white, int) or not 0 <= white <= WHITE:
+        raise ValueError("the white level of its images is none")
+    modes = frozenset(map(str, described["modes"]))
+    return client, Survey(names, sizes, modes, side, white)
 
 
 def _layout_json(to: Layout) -> dict[str, Any]:
-    return {"class-names": to.class_names, "size": list(to.size), "mode": to.mode}
+    form = to.form
+    return {
+        "class-names": to.class_names,
+        "size": list(form.size),
+        "mode": form.mode,
+        "resize": form.resize,
+        "white": form.white,
+    }
 
 
 def layout_of(described: Mapping[str, Any]) -> Layout:
     """Return the layout in what was agreed."""
     width, height = described["size"]
-    return Layout(list(described["class-names"]), (width, height), described["mode"])
+    form = Form(
+        (width, height), described["mode"], described["resize"], described["white"]
+    )
+    return Layout(list(described["class-names"]), form)
 
 
 def _dataset(
@@ -222,6 +284,7 @@ def _dataset(
     labels: Array,
     *,
     test: tuple[Array, Array] | None,
+    own_validation: Array | None = None,
 ) -> Dataset:
     test_images, test_labels = test or (images[:0], labels[:0])
     return Dataset(
@@ -236,4 +299,7 @@ def _dataset(
         full_scale=255.0,
         augmentation=recipe_augmentation(NAME),
         owners=[],
+        own_validation=own_validation,
+        resize=to.form.resize,
+        white_level=to.form.white,
     )

@@ -1,36 +1,57 @@
-"""Reads images and labels from wherever they lie into uint8 arrays.
+"""Data sets from wherever they lie: scikit-learn, the Hugging Face Hub, a folder."""
 
-Sources are read by `datasets` (through `flwr_datasets` for the Hub): Parquet files with
-an image and a label column, image files in class folders, or an owner/name on the Hub.
-"""
-
-import tempfile
-from dataclasses import replace
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fl_app.config import ConfigError
-from fl_app.data.decoding import Array, Splits, Table, decode, describe, with_test
+from fl_app.data import cache, folders, tables
+from fl_app.data.account import Account
+from fl_app.data.decoding import (
+    AUTO,
+    Client,
+    Sizing,
+    Source,
+    decode,
+    describe,
+    resized,
+    with_test,
+)
+from fl_app.data.folders import TEST, TRAIN, VALIDATION, Content
+from fl_app.data.pixels import Form
+from fl_app.data.tables import BY_NAME, Columns, Table
+from fl_app.data.tree import Tree
 
-TEST_FOLDER = "test"
-_PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 
-
-def read_digits() -> tuple[dict[str, Array], dict[str, Any]]:
+def read_digits(sizing: Sizing = AUTO) -> cache.Contents:
     """Return scikit-learn's bundled 8x8 digits; grey levels 0..16 become 0..255."""
     from sklearn.datasets import load_digits
 
     bundle = load_digits()
     images = np.rint(bundle.images * (255 / 16)).astype(np.uint8)[:, None]
     labels = bundle.target.astype(np.int64)
+    if sizing.image_size not in ("auto", 0):
+        side = int(sizing.image_size)
+        images = resized(images, Form((side, side), "L", sizing.resize))
     arrays = with_test(images, labels, num_classes=10)
     return arrays, describe(arrays, [str(i) for i in range(10)], [])
 
 
-def read_hub(hub_id: str, option: str) -> tuple[dict[str, Array], dict[str, Any]]:
-    """Return a data set from the Hugging Face Hub, downloaded by `flwr_datasets`."""
+def read_hub(
+    hub_id: str,
+    option: str,
+    columns: Columns = BY_NAME,
+    sizing: Sizing = AUTO,
+    *,
+    is_own: bool = False,
+) -> cache.Contents:
+    """Return a data set from the Hugging Face Hub, downloaded by `flwr_datasets`.
+
+    Raises:
+        ConfigError: it cannot be had, or holds no images with one class each.
+    """
     from flwr_datasets import FederatedDataset
     from flwr_datasets.partitioner import IidPartitioner
 
@@ -38,127 +59,146 @@ def read_hub(hub_id: str, option: str) -> tuple[dict[str, Array], dict[str, Any]
         hub = FederatedDataset(
             dataset=hub_id, partitioners={"train": IidPartitioner(1)}, shuffle=False
         )
-        train = _table(hub.load_split("train"), hub_id)
-        test = _table(hub.load_split("test"), hub_id) if "test" in _names(hub) else None
+        train = _hub_table(hub.load_split("train"), hub_id, columns)
+        names = {"train"} | set(hub._dataset)
+        joins = [n for n in names if is_own and folders.split_of(n) == VALIDATION]
+        for name in joins:
+            train = tables.joined(
+                [train, _hub_table(hub.load_split(name), hub_id, columns)]
+            )
+        tests = [_hub_table(hub.load_split("test"), hub_id, columns)] * (
+            "test" in names
+        )
     except ConfigError:
         raise
     except Exception as error:  # any of a dozen libraries may raise here
-        reason = _first_line(error)
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(
             f"dataset = {option!r} could not be had from the Hugging Face Hub "
             f"({hub_id}: {reason}): check the name and the network, or point data-dir "
             "at a folder that holds a copy"
         ) from error
-    return decode(Splits([train], test))
+    account = Account(num_splits=1 + len(joins) + len(tests))
+    account.notes += [f"split {name!r} joins training" for name in joins]
+    if unread := sorted(names - {"train", "test", *joins}):
+        account.notes.append(f"splits left unread: {', '.join(unread)}")
+    test = tests[0] if tests else None
+    source = Source([Client(train)], test, is_own=is_own, account=account)
+    return cache.in_memory(decode(source, sizing))
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def _names(hub: Any) -> set[str]:
-    return set(hub._dataset)
-
-
-def read_folder(folder: Path) -> tuple[dict[str, Array], dict[str, Any]]:
-    """Return a local folder: Parquet files, or images in class folders."""
-    splits = _load_folder(folder)
-    return decode(Splits([splits["train"]], splits.get("test")))
-
-
-def read_table(folder: Path) -> Table:
-    """Return a folder's training images, still encoded."""
-    return _load_folder(folder)["train"]
-
-
-def owner_folders(folder: Path) -> list[Path]:
-    """Return the folders of a folder's clients, by name."""
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if path.is_dir() and path.name != TEST_FOLDER and not path.name.startswith(".")
-    )
-
-
-def read_owners(folder: Path) -> tuple[dict[str, Array], dict[str, Any]]:
-    """Return a folder of folders, one per client; `test/` in it is the server's."""
-    tables = [
-        replace(read_table(owner), owner=owner.name) for owner in owner_folders(folder)
-    ]
-    if not tables:
-        raise ConfigError(
-            f"partitioner = 'folders' finds no client folder in {folder}: each "
-            "sub-folder is one client, with class folders or Parquet files in it"
-        )
-    test = None
-    if (folder / TEST_FOLDER).is_dir():
-        test = read_table(folder / TEST_FOLDER)
-    return decode(Splits(tables, test, take_test=False))
-
-
-def _load_folder(folder: Path) -> dict[str, Table]:
-    import datasets
-
-    datasets.disable_progress_bars()
-    with tempfile.TemporaryDirectory(prefix="fl-app-") as scratch:
-        loader = _loader(folder)
-        try:
-            loaded = datasets.load_dataset(**loader, cache_dir=scratch)
-        except Exception as error:
-            reason = _first_line(error)
-            raise ConfigError(
-                f"{folder} holds no data set ({reason}): it needs Parquet files with "
-                "an image and a label column, or images in class folders"
-            ) from error
-        names = {"train" if len(loaded) == 1 else name: name for name in loaded}
-        if "train" not in names:
-            raise ConfigError(f"{folder} has splits {sorted(names)} but no 'train'")
-        return {
-            name: _table(loaded[names[name]], str(folder))
-            for name in ("train", "test")
-            if name in names
-        }
-
-
-def _loader(folder: Path) -> dict[str, Any]:
-    """Return how `datasets` is to read a folder: Parquet files, or class folders."""
-    if any(folder.rglob("*.parquet")):
-        return {"path": str(folder)}
-    if any(p.suffix.lower() in _PICTURES for p in folder.iterdir()):
-        raise ConfigError(
-            f"{folder} holds images beside class folders: put each into a folder that "
-            "is named for its class"
-        )
-    # By itself the loader drops the label where a folder holds one class only.
-    return {"path": "imagefolder", "data_dir": str(folder), "drop_labels": False}
-
-
-def _table(split: Any, source: str) -> Table:
+def _hub_table(split: Any, source: str, columns: Columns) -> Table:
     """Take the image and the label column out of a `datasets.Dataset`."""
     import datasets
 
     features = split.features
     images = [n for n, f in features.items() if isinstance(f, datasets.Image)]
-    classes = [n for n, f in features.items() if isinstance(f, datasets.ClassLabel)]
-    labels = [n for n in ("label", "labels") if n in features] + classes
-    if not images or not labels:
-        raise ConfigError(
-            f"{source} has columns {list(features)}: one must hold images and one, "
-            "called label, the class"
+    classes = {
+        n: list(f.names)
+        for n, f in features.items()
+        if isinstance(f, datasets.ClassLabel)
+    }
+    schema = tables.Schema(list(features), images, classes, is_inside=True)
+    image, label = tables.columns_of(source, schema, columns)
+    if isinstance(features[image], datasets.Image):
+        split = split.cast_column(image, datasets.Image(decode=False))
+    table = split.select_columns([image, label]).with_format("arrow")[:]
+    return tables.of_arrow(
+        *(table.column(image), table.column(label)),
+        source=source,
+        label=label,
+        class_names=classes.get(label),
+        folder=Path(),
+    )
+
+
+def read_folder(
+    tree: Tree, columns: Columns, sizing: Sizing, *, is_own: bool = True
+) -> cache.Built:
+    """Return a folder of classes; its `val` joins the images to train on."""
+    content = folders.read_set(tree.top, columns)
+    account = _account(tree, [content])
+    train = content.splits[TRAIN]
+    if validation := content.splits.get(VALIDATION):
+        number = len(validation.labels)
+        account.notes.append(f"{number:,} of the split for validation join training")
+        train = tables.joined([train, validation])
+    account.num_splits = len(content.splits)
+    test = content.splits.get(TEST)
+    source = Source([Client(train)], test, is_own=is_own, account=account)
+    return decode(source, sizing)
+
+
+def read_owners(tree: Tree, columns: Columns, sizing: Sizing) -> cache.Built:
+    """Return a folder of folders, one per client; `test/` in it is the server's."""
+    owned = folders.read_owners(tree.top, columns)
+    contents = [*owned.owners.values(), *([owned.test] if owned.test else [])]
+    account = _account(tree, contents)
+    tests = [c.splits[TEST] for c in contents if TEST in c.splits]
+    clients = [
+        Client(content.splits[TRAIN], content.splits.get(VALIDATION), name)
+        for name, content in sorted(owned.owners.items())
+    ]
+    number = sum(len(c.validation.labels) for c in clients if c.validation)
+    if number:
+        keeping = sum(c.validation is not None for c in clients)
+        account.notes.append(
+            f"{number:,} are for validation by {keeping} of {len(clients)} clients' "
+            "own splits"
         )
-    raw = split.cast_column(images[0], datasets.Image(decode=False))
-    values = list(raw[labels[0]])
-    if any(value is None or value == -1 for value in values):  # -1: the Hub's "none"
-        raise ConfigError(f"{source} has rows without a label in {labels[0]!r}")
-    if isinstance(features[labels[0]], datasets.ClassLabel):
-        names = list(features[labels[0]].names)
-        named = [names[value] for value in values]
-    else:
-        names = [str(value) for value in sorted(set(values))]
-        named = [str(value) for value in values]
-    encoded, places = [], []
-    for row, cell in enumerate(raw[images[0]]):
-        inside = cell["bytes"] is not None
-        places.append(f"row {row} of {source}" if inside else cell["path"])
-        encoded.append(cell["bytes"] if inside else Path(cell["path"]).read_bytes())
-    return Table(encoded, places, named, names)
+    own_tests = len(tests) - (owned.test is not None)
+    if own_tests:
+        account.notes.append(f"test images of {own_tests} clients are tested together")
+    account.num_owners = len(clients)
+    account.num_splits = 1 + bool(number) + bool(tests)
+    test = tables.joined(tests) if tests else None
+    source = Source(clients, test, take_test=False, is_own=True, account=account)
+    return decode(source, sizing)
+
+
+def read_client(
+    tree: Tree, columns: Columns, known: folders.Known
+) -> tuple[Client, Account]:
+    """Return the images of a folder that is one client's, and what was read of it.
+
+    A split for testing is left where it is: nobody asks a client for it.
+    """
+    content = folders.read_set(tree.top, columns, known)
+    client = Client(content.splits[TRAIN], content.splits.get(VALIDATION))
+    account = _account(tree, [content])
+    account.num_splits = len(client.tables)
+    account.num_images = sum(len(table.labels) for table in client.tables)
+    names = tables.united([table.class_names for table in client.tables])
+    account.num_classes = len(names)
+    if client.validation:
+        number = len(client.validation.labels)
+        account.notes.append(f"{number:,} are its own split for validation")
+    if test := content.splits.get(TEST):
+        account.notes.append(
+            f"{len(test.labels):,} of its split for testing left unread"
+        )
+    return client, account
+
+
+def read_test(tree: Tree, columns: Columns, known: folders.Known) -> Table:
+    """Return the images of the server's own test folder, whatever splits it has."""
+    content = folders.read_set(tree.top, columns, known)
+    return tables.joined(list(content.splits.values()))
+
+
+def _account(tree: Tree, contents: list[Content]) -> Account:
+    """Begin the account of a folder with what is not read of it."""
+    account = Account(num_leftovers=tree.num_leftovers)
+    account.passed_over = tree.top.passed_over()
+    used = set[str]().union(*(content.used for content in contents))
+    for folder in tree.top.walk():
+        beside = [*folder.tables, *([folder.metadata] if folder.metadata else [])]
+        account.passed_over.update(
+            Path(path).suffix.lower() for path in beside if path not in used
+        )
+    for content in contents:
+        account.passed_over.update(content.passed_over)
+    said = Counter(c for content in contents for c in content.cautions)
+    account.cautions = list(said)
+    account.notes = list(dict.fromkeys(n for c in contents for n in c.notes))
+    return account
