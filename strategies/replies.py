@@ -48,6 +48,9 @@ class Validation:
     num_examples: int
     by_client: dict[int, float] = field(default_factory=dict)
     """Each client's accuracy, by its id."""
+    only_class: int | None = None
+    """The class that the model said of all these examples; None if there were several,
+    or a node does not tell. A node's word: it may be beyond the run's classes."""
 
 
 class Collected(Protocol):
@@ -289,7 +292,15 @@ class Tally:
             int(row[wire.CLIENT_IDS]): row[wire.NUM_CORRECT] / row[wire.NUM_EXAMPLES]
             for row in rows
         }
-        return Validation(num_correct / num_examples, loss, num_examples, by_client)
+        said = {row.get(wire.ONLY_CLASS, -1) for row in rows}
+        only = int(said.pop()) if len(said) == 1 else -1
+        return Validation(
+            num_correct / num_examples,
+            loss,
+            num_examples,
+            by_client,
+            only if only >= 0 else None,
+        )
 
 
 def _rows(content: RecordDict, name: str, needed: set[str]) -> list[Row]:

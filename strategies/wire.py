@@ -58,6 +58,7 @@ LABEL_COUNTS = "label-counts"
 LEVEL_COUNTS = "level-counts"
 LOSS = "loss"
 NUM_CORRECT = "num-correct"
+ONLY_CLASS = "only-class"  # that the model said of all examples; -1 if several
 SECONDS = "seconds"
 STEPS = "steps"  # of the local optimiser
 EPOCHS = "local-epochs"  # per client to train, in the order of their ids

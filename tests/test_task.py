@@ -1,5 +1,6 @@
 import math
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -57,6 +58,8 @@ def test_evaluation_is_a_mean_over_examples_in_eval_mode() -> None:
     assert result.loss == pytest.approx((3 * right + 4 * wrong) / 7, rel=1e-6)
     assert result.accuracy == 3 / 7
     assert result.per_class_accuracy == [1.0, 0.0]
+    assert result.predicted_per_class == [7, 0]
+    assert result.only_class == 0
 
 
 def test_a_class_without_examples_has_no_accuracy() -> None:
@@ -308,6 +311,16 @@ def test_a_nodes_examples_are_not_copied() -> None:
     assert len(found) == 3
     assert (found.gathered().images.numpy() == images[indices]).all()
     assert found.gathered().labels.tolist() == [3, 1, 19]
+
+
+def test_predictions_are_counted_by_class() -> None:
+    model, data = models.build("cnn", (1, 8, 8), 10, seed=0), examples(50)
+    result = task.evaluate(model, data, NORMALISE, num_classes=10, chunk=7)
+    answers = model(NORMALISE(data.images.float())).argmax(dim=1)
+    assert result.predicted_per_class == torch.bincount(answers, minlength=10).tolist()
+    assert result.num_correct == int((answers == data.labels).sum())
+    one, two = (replace(result, predicted_per_class=n) for n in ([0, 9], [1, 8]))
+    assert (one.only_class, two.only_class) == (1, None)
 
 
 def test_chosen_examples_are_evaluated_alone() -> None:

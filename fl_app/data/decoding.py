@@ -185,6 +185,11 @@ def decode(source: Source, sizing: Sizing) -> cache.Built:
         *([one for one, _ in looked], names, sizing),
         limit=LIMIT if source.is_own else None,
     ).form
+    if len(names) < 2:
+        raise ConfigError(
+            f"all images are of one class, {names[0]!r}: a classifier needs two or "
+            "more; is this the folder that holds the class folders?"
+        )
     owned = _owned(source)
     joined, labels = _Joined(tables), _labels(tables, names)
     kept = {"train": np.arange(len(labels))}

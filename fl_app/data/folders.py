@@ -345,7 +345,7 @@ def _loose(folder: Folder) -> str:
     return (
         f"{shown(folder.path)} holds images{beside} "
         f"({shown(os.path.basename(folder.images[0]))}): put each into a folder that "
-        "is named for its class"
+        "is named for its class, or name them in a metadata.csv (file_name,label)"
     )
 
 

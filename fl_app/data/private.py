@@ -11,6 +11,7 @@ lay in one place.
 import hashlib
 import json
 import logging
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,8 +122,12 @@ class Node:
 
 def _known(config: RunConfig) -> Known:
     """Return the classes that the options name: such a folder is no wrapper."""
-    names = (name.strip() for name in config.class_names.split(","))
-    return frozenset(name for name in names if name)
+    return frozenset(_named_classes(config))
+
+
+def _named_classes(config: RunConfig) -> list[str]:
+    names = unicodedata.normalize("NFC", config.class_names).split(",")
+    return [name.strip() for name in names if name.strip()]
 
 
 class _Whole(Sequence[Any]):
@@ -227,7 +232,7 @@ class Agreement:
     def _allowed_classes(self) -> list[str] | None:
         """Return the federation's classes; None where nodes alone can say."""
         if self._config.class_names:
-            return [name.strip() for name in self._config.class_names.split(",")]
+            return _named_classes(self._config)
         return self._test.class_names if self._test else None
 
 
