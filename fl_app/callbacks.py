@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fl_app import plots
+from fl_app import partition_picture, plots
 from fl_app.artifacts import CURVES, PARTITION, RunFolder
 from fl_app.config import RunConfig
 from strategies import wire
@@ -154,7 +154,9 @@ class Pictures(Callback):
     ) -> None:
         """Have it drawn who owns what."""
         title = describe_partition(self._config)
-        first = partial(plots.partition, counts, class_names, title, client_names)
+        first = partial(
+            partition_picture.partition, counts, class_names, title, client_names
+        )
         self._thread = threading.Thread(
             target=self._draw, args=(first,), daemon=True, name="pictures"
         )

@@ -71,6 +71,8 @@ def query(message: Message, context: Context) -> Message:
             wire.LABEL_COUNTS: data.partition.counts_of(client)[None],
             wire.LEVEL_COUNTS: level_counts(data.dataset.train_images),
         }
+    if data.partition.own_validation is not None:
+        arrays[wire.OWN_VALIDATION] = data.partition.own_validation_counts()
     return Message(RecordDict({wire.HOSTED: wire.pack(arrays)}), reply_to=message)
 
 

@@ -101,6 +101,8 @@ class Federation:
         """How many clients a node trains at once; sent along."""
         self.label_counts: np.ndarray[tuple[int, int], np.dtype[np.int64]]
         """Training examples per client and class, shape (num_clients, num_classes)."""
+        self.own_validation: np.ndarray[tuple[int], np.dtype[np.int64]]
+        """Examples that clients' own splits keep for validation; 0 without one."""
         self.client_names = list(client_names)
         """Names of the clients, in order; empty where they are mere numbers."""
         self.node_ids = self._wait_for_nodes(min_nodes, node_timeout)
@@ -138,6 +140,7 @@ class Federation:
             )
         self.node_ids = sorted(hosted)
         self.label_counts = counts[0]
+        self.own_validation = _own_validation(next(iter(hosted.values())))
 
     def _query_private(self, agreement: Agreement, timeout: float) -> None:
         """Learn what each node has, agree on a layout, learn what that makes of it.
@@ -165,6 +168,9 @@ class Federation:
         self.client_names = [told[node][0] for node in nodes]
         self.label_counts = np.concatenate(
             [hosted[n][wire.LABEL_COUNTS] for n in nodes]
+        )
+        self.own_validation = np.concatenate(
+            [_own_validation(hosted[n]) for n in nodes]
         )
         complete = agreement.complete([hosted[n][wire.LEVEL_COUNTS] for n in nodes])
         self._agreed = ConfigRecord({wire.JSON: complete})
@@ -370,7 +376,17 @@ def _hosted(reply: Reply) -> Arrays:
         raise ValueError(f"label counts are {counts.dtype} of shape {counts.shape}")
     if counts.min() < 0 or counts.sum(axis=1).min() < 1:
         raise ValueError("label counts are negative, or of a client without examples")
+    _own_validation(hosted)
     return hosted
+
+
+def _own_validation(hosted: Arrays) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
+    """Return how many examples each client's own split keeps for validation."""
+    number = len(hosted[wire.LABEL_COUNTS])
+    found = hosted.get(wire.OWN_VALIDATION, np.zeros(number, np.int64))
+    if found.dtype != np.int64 or found.shape != (number,) or found.min() < 0:
+        raise ValueError(f"own validation is {found.dtype} of shape {found.shape}")
+    return found
 
 
 def _hosted_alone(reply: Reply) -> Arrays:

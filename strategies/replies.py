@@ -83,6 +83,7 @@ class Tally:
         validation_fraction: float | None = None,
         decode: Callable[[Arrays], Arrays] | None = None,
         cohort: Iterable[int] = (),
+        own_validation: Sequence[int] = (),
     ) -> None:
         """Start empty.
 
@@ -96,6 +97,8 @@ class Tally:
             decode: makes an update of what a client sends; None if that is one.
             cohort: the clients that any node may account for, where they take them
                 from one another.
+            own_validation: per client, the examples that a split of its own keeps for
+                validation, 0 without one; empty if no client has one.
         """
         self._decode = decode
         self._num_examples = num_examples
@@ -103,6 +106,7 @@ class Tally:
         self._limits = limits
         self._num_steps = num_steps
         self._validation_fraction = validation_fraction
+        self._own_validation = own_validation
         self._unaccounted = set(cohort)
         self._left: dict[int, tuple[int, str]] = {}
         """Per client that any node may take: whose it was, and why that lacks it."""
@@ -122,6 +126,8 @@ class Tally:
         Of n examples floor(f n + 0.5) are for validation, so the m for training leave
         at most f / (1 - f) (m + 1/2) + 1/2 of them.
         """
+        if client < len(self._own_validation) and self._own_validation[client]:
+            return self._own_validation[client]
         share = self._validation_fraction
         if share is None:
             return inf

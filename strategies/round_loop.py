@@ -153,7 +153,9 @@ class RoundLoop(Algorithm):
         request = self._request(round + 1, [], cohort)
         contents = self._contents(federation, arrays, request)
         tally = Tally(
-            federation.num_examples, validation_fraction=self._validation_fraction
+            federation.num_examples,
+            validation_fraction=self._validation_fraction,
+            own_validation=federation.own_validation.tolist(),
         )
         for reply in federation.exchange(
             contents, wire.EVALUATE, timeout=self.round_timeout
@@ -247,6 +249,7 @@ class RoundLoop(Algorithm):
             self._validation_fraction,
             self._upload(sent).decode if self._upload else None,
             cohort,
+            federation.own_validation.tolist(),
         )
         for reply in federation.exchange(
             contents, wire.TRAIN, timeout=self.round_timeout

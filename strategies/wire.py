@@ -56,6 +56,9 @@ CLIENT_IDS = "client-ids"
 NUM_EXAMPLES = "num-examples"
 LABEL_COUNTS = "label-counts"
 LEVEL_COUNTS = "level-counts"
+OWN_VALIDATION = (
+    "own-validation"  # examples of clients' own splits; 0 where there is none
+)
 LOSS = "loss"
 NUM_CORRECT = "num-correct"
 ONLY_CLASS = "only-class"  # that the model said of all examples; -1 if several

@@ -1,12 +1,13 @@
 """Pictures are looked at by people; here, that they show all there is to show."""
 
 import io
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from fl_app import plots
+from fl_app import data_pictures, partition_picture, plots
 
 
 def row(number: int, **changes: object) -> dict[str, object]:
@@ -28,6 +29,7 @@ def colours(png: bytes) -> set[tuple[int, int, int]]:
     return {colour for _, colour in counted}  # type: ignore[misc]
 
 
+Draw = Callable[..., bytes]
 BLUE, ORANGE = (0, 114, 178), (213, 94, 0)
 
 
@@ -49,8 +51,27 @@ def test_curves_of_any_length(number: int) -> None:
     assert colours(plots.curves([row(i) for i in range(number)], "title"))
 
 
-@pytest.mark.parametrize("shape", [(1, 2), (5, 10), (40, 10), (41, 10), (1000, 100)])
-def test_partitions_of_any_size(shape: tuple[int, int]) -> None:
+SHAPES = [(1, 2), (5, 10), (40, 10), (41, 10), (20, 40), (1000, 100)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    "draw",
+    [
+        partition_picture.partition,
+        partition_picture.partition_map,
+        data_pictures.labels,
+    ],
+)
+def test_partitions_of_any_size(draw: Draw, shape: tuple[int, int]) -> None:
     counts = np.random.default_rng(0).integers(0, 50, shape)
     names = [f"class {i}" for i in range(shape[1])]
-    assert len(colours(plots.partition(counts, names, "title"))) > 10
+    assert len(colours(draw(counts, names, "title"))) > 10
+
+
+def test_percentages_are_exact() -> None:
+    axes = plots.new_figure(3, 3).subplots()
+    axes.set_xlim(0, 0.011)
+    plots.percentages(axes.xaxis)
+    ticks = axes.xaxis.get_major_formatter().format_ticks([0, 0.005, 0.01])
+    assert ticks == ["0 %", "0.5 %", "1 %"]

@@ -15,7 +15,7 @@ from flwr.app import Context, Message, RecordDict
 from llvmlite.binding import get_host_cpu_name
 from PIL import Image
 
-from fl_app import client_app, plots, server_app, task
+from fl_app import client_app, partition_picture, plots, server_app, task
 from fl_app.artifacts import RunFolder, model_sha256, read_model
 from fl_app.config import ConfigError
 from strategies.federation import FederationError
@@ -367,7 +367,7 @@ def test_a_picture_that_fails_does_not_end_a_run(
         raise ValueError("no ink")
 
     monkeypatch.setattr(plots, "curves", fail)
-    monkeypatch.setattr(plots, "partition", fail)
+    monkeypatch.setattr(partition_picture, "partition", fail)
     folder = run(tmp_path)
     assert folder.summary() is not None
     assert not (folder.path / "curves.png").exists()

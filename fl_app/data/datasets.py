@@ -169,12 +169,14 @@ def _private(config: RunConfig) -> Source:
 
 
 _OTHER = Recipe(
-    model="improved-cnn",
+    model="lenet",
     num_server_rounds=20,
-    local_epochs=2,
-    batch_size=32,
-    learning_rate=0.02,
-    augment=False,
+    local_epochs=8,
+    batch_size=16,
+    learning_rate=0.03,
+    learning_rate_decay=0.97,
+    max_gradient_norm=5.0,
+    augment=True,
     partitioner="auto",
 )
 

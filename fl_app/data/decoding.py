@@ -96,21 +96,27 @@ class Layout:
     form: Form
 
 
-def survey(tables: Sequence[Table]) -> tuple[Survey, Array]:
+def survey(
+    tables: Sequence[Table], damaged: "Damaged | None" = None
+) -> tuple[Survey, Array]:
     """Look at every image's header; return a summary, and the sizes (N, 2) int32.
 
+    Args:
+        tables: the images.
+        damaged: takes in those that are none.
+
     Raises:
-        ConfigError: files are no images; the message names them.
+        ConfigError: files are no images, and nothing takes them in.
     """
     every = _Joined(tables)
-    damaged: list[str] = []
+    own = Damaged() if damaged is None else damaged
     headers: list[Header] = []
     with watched("looking at", len(every)) as advance:
-        for found in _in_lots(every, partial(_looked_at, damaged=damaged)):
+        for found in _in_lots(every, partial(_looked_at, damaged=own)):
             headers += found
             advance(len(found))
-    if damaged:
-        raise ConfigError(_damage(damaged))
+    if damaged is None:
+        own.check()
     sizes = Counter(one.size for one in headers)
     names = united([table.class_names for table in tables])
     summary = Survey(
@@ -180,7 +186,10 @@ def decode(source: Source, sizing: Sizing) -> cache.Built:
     tables = [table for client in source.clients for table in client.tables]
     every = [*tables, *([source.test] if source.test else [])]
     names = united([table.class_names for table in every])
-    looked = [survey(client.tables) for client in source.clients]
+    damaged = Damaged()
+    looked = [survey(client.tables, damaged) for client in source.clients]
+    if len(damaged.reasons) == sum(len(table.labels) for table in tables):
+        damaged.check()
     form = layout(
         *([one for one, _ in looked], names, sizing),
         limit=LIMIT if source.is_own else None,
@@ -204,11 +213,12 @@ def decode(source: Source, sizing: Sizing) -> cache.Built:
     account = source.account
     account.num_images, account.num_classes = len(labels), len(names)
     account.num_images += len(source.test.labels) if source.test else 0
+    into = Into(form, account.done, damaged)
     counts = np.zeros((1 if form.mode == "L" else 3, 256), np.int64)
     streams: dict[str, Array | cache.Stream] = {
-        "train-images": decoded(joined, kept["train"], form, account.done, counts),
+        "train-images": decoded(joined, kept["train"], into, counts),
         "train-labels": labels[kept["train"]],
-        "test-images": decoded(tested, kept["test"], form, account.done),
+        "test-images": decoded(tested, kept["test"], into),
         "test-labels": test_labels[kept["test"]],
     }
     if source.is_own:
@@ -216,6 +226,7 @@ def decode(source: Source, sizing: Sizing) -> cache.Built:
     streams |= owned
 
     def described() -> dict[str, Any]:  # once all of that is decoded
+        damaged.check()
         mean, std = normalisation(counts)
         note_form(account, form)
         return {
@@ -262,11 +273,53 @@ def own_validation(clients: Sequence[Client]) -> Array:
     )
 
 
+class Damaged:
+    """The images that cannot be read, with the reasons: all of them are told at once.
+
+    What is read of them meanwhile is black, and must not be used.
+    """
+
+    def __init__(self) -> None:
+        self.reasons: dict[str, str] = {}
+        """By place."""
+
+    def add(self, place: str, what: str, reason: DamagedError) -> None:
+        """Take in one; what is known of it already stays."""
+        self.reasons.setdefault(place, f"{place} {what} ({reason})")
+
+    def check(self) -> None:
+        """Raises: ConfigError: there is one; the message names the first ones."""
+        number = len(self.reasons)
+        named = "; ".join(sorted(self.reasons.values())[:_MOST_DAMAGED])
+        if number == 1:
+            raise ConfigError(f"{named}: mend or remove it")
+        if number > 1:
+            more = f"; and {number - _MOST_DAMAGED} more"
+            raise ConfigError(
+                f"{number} files are damaged: {named}"
+                f"{more if number > _MOST_DAMAGED else ''}: mend or remove them"
+            )
+
+
+@dataclass(frozen=True)
+class Into:
+    """What images are brought to, and what takes in how that went."""
+
+    form: Form
+    done: Counter[str]
+    """Counts what was done to them."""
+    damaged: Damaged
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height, width."""
+        return 1 if self.form.mode == "L" else 3, self.form.size[1], self.form.size[0]
+
+
 def decoded(
     images: Sequence[tuple[bytes, str]],
     chosen: Array,
-    form: Form,
-    done: Counter[str],
+    into: Into,
     counts: Array | None = None,
 ) -> cache.Stream:
     """Return some images, (N, C, H, W) uint8, that are decoded as they are asked for.
@@ -274,30 +327,22 @@ def decoded(
     Args:
         images: encoded, with where they came from.
         chosen: which of them.
-        form: what they are brought to.
-        done: counts what was done to them.
+        into: what they are brought to.
         counts: is added how often each level occurs, (C, 256).
     """
-    shape = (1 if form.mode == "L" else 3, form.size[1], form.size[0])
 
     def pieces() -> Iterator[Array]:
-        damaged: list[str] = []
         with watched("decoding", len(chosen)) as advance:
-            lots = _in_lots(
-                images, partial(_brought, form=form, damaged=damaged), chosen
-            )
-            for found in lots:
+            for found in _in_lots(images, partial(_brought, into=into), chosen):
                 for _, words in found:
-                    done.update(words)
+                    into.done.update(words)
                 piece = np.stack([levels for levels, _ in found])
                 if counts is not None:
                     counts[:] += level_counts(piece)
                 advance(len(found))
                 yield piece
-        if damaged:
-            raise ConfigError(_damage(damaged))
 
-    return cache.Stream((len(chosen), *shape), np.dtype(np.uint8), pieces)
+    return cache.Stream((len(chosen), *into.shape), np.dtype(np.uint8), pieces)
 
 
 def arrays_of(
@@ -311,13 +356,14 @@ def arrays_of(
         ConfigError: an image cannot be decoded.
     """
     every = _Joined(tables)
-    done = account.done if account else Counter()
-    stream = decoded(every, np.arange(len(every)), to.form, done)
+    into = Into(to.form, account.done if account else Counter(), Damaged())
+    stream = decoded(every, np.arange(len(every)), into)
     images = np.empty(stream.shape, np.uint8)
     at = 0
     for piece in stream.pieces():
         images[at : at + len(piece)] = piece
         at += len(piece)
+    into.damaged.check()
     return images, _labels(tables, to.class_names)
 
 
@@ -362,7 +408,7 @@ def _in_lots(
 
 
 def _looked_at(
-    images: Sequence[tuple[bytes, str]], lot: Array, *, damaged: list[str]
+    images: Sequence[tuple[bytes, str]], lot: Array, *, damaged: Damaged
 ) -> list[Header]:
     found = []
     for i in lot:
@@ -370,33 +416,23 @@ def _looked_at(
         try:
             found.append(pixels.header(encoded))
         except DamagedError as error:
-            damaged.append(f"{place} is no image that can be read ({error})")
+            damaged.add(place, "is no image that can be read", error)
             found.append(Header((1, 1), "L", 0))
     return found
 
 
 def _brought(
-    images: Sequence[tuple[bytes, str]], lot: Array, *, form: Form, damaged: list[str]
+    images: Sequence[tuple[bytes, str]], lot: Array, *, into: Into
 ) -> list[tuple[Array, list[str]]]:
     found = []
     for i in lot:
         encoded, place = images[i]
         try:
-            found.append(pixels.read(encoded, form))
+            found.append(pixels.read(encoded, into.form))
         except DamagedError as error:
-            damaged.append(f"{place} cannot be decoded ({error})")
-            shape = (1 if form.mode == "L" else 3, form.size[1], form.size[0])
-            found.append((np.zeros(shape, np.uint8), []))
+            into.damaged.add(place, "cannot be decoded", error)
+            found.append((np.zeros(into.shape, np.uint8), []))
     return found
-
-
-def _damage(damaged: Sequence[str]) -> str:
-    number = len(damaged)
-    if number == 1:
-        return f"{damaged[0]}: mend or remove it"
-    more = f"; and {number - _MOST_DAMAGED} more" if number > _MOST_DAMAGED else ""
-    named = "; ".join(sorted(damaged)[:_MOST_DAMAGED])
-    return f"{number} files are damaged: {named}{more}: mend or remove them"
 
 
 def _labels(tables: Sequence[Table], class_names: list[str]) -> Array:

@@ -10,7 +10,6 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
 from pathlib import Path
 
 from fl_app.config import ConfigError
@@ -385,6 +384,7 @@ def _splits(folder: Folder, columns: Columns) -> dict[str, list[Folder]] | None:
     if not named or folder.images or (folder.metadata and _labelled(folder, columns)):
         return None
     over = [f for f in named if not f.images or _labelled(f, columns)]
+    below = {name.casefold() for f in over for name in _names(f)}
     if len(named) == len(full):
         if len(over) < len(named):
             flat = next(f for f in named if f not in over)
@@ -398,13 +398,21 @@ def _splits(folder: Folder, columns: Columns) -> dict[str, list[Folder]] | None:
             found[str(split_of(inner.name))].append(inner)
         return dict(found)
     others = [f for f in full if f not in named]
-    if not over or (len(over) == 1 and not any(f.images for f in others)):
+    if not over or (
+        len(over) == 1
+        and not any(f.images for f in others)
+        and not any(name.casefold() in below for f in others for name in _names(f))
+    ):
         return None  # a class that is called train
     raise ConfigError(
         f"{shown(folder.path)}: {_listed(f.name for f in over)} may be a split with "
         f"classes in it, and stands beside {_listed(f.name for f in others)}, which "
         "are none: keep splits alone in their folder; if it is a class, rename it"
     )
+
+
+def _names(folder: Folder) -> list[str]:
+    return [inner.name for inner in folder.full]
 
 
 def _agree(
@@ -426,12 +434,12 @@ def _agree(
         found = [_of_classes(inside(f, columns, known), columns, content) for f in of]
         content.splits[split] = tables.joined(found)
     names = {split: set(t.class_names) for split, t in content.splits.items()}
-    for one, other in combinations(names, 2):
-        if not names[one] & names[other]:
+    for other, theirs in names.items():
+        if not names[TRAIN] & theirs:
             raise ConfigError(
                 f"{_listed(shown(f.path) for f in folders)} are called as splits, and "
-                f"have no class in common: {_listed(sorted(names[one]))} in {one}, "
-                f"{_listed(sorted(names[other]))} in {other}"
+                f"have no class in common: {_listed(sorted(names[TRAIN]))} in train, "
+                f"{_listed(sorted(theirs))} in {other}"
             )
     content.cautions += _one_sided(names)
 
@@ -502,8 +510,7 @@ def _pictured(top: Folder, columns: Columns) -> list[str]:
     paths = [path for folder in top.walk() for path in folder.tables]
     schemas = {path: tables.schema_of(path, columns.image) for path in paths}
     pictured = [p for p in paths if schemas[p].images]
-    inside_them = any(schemas[p].is_inside for p in pictured)
-    if inside_them and top.num_images and not columns.image:
+    if top.num_images and any(tables.holds_images(p, schemas[p]) for p in pictured):
         raise ConfigError(
             f"{shown(top.path)} holds image files and a Parquet file with images "
             f"({shown(pictured[0])}): keep one of them"
@@ -529,6 +536,9 @@ def _of_parquet(
     for split, of in splits.items():
         found = [tables.of_parquet(path, columns) for path in of]
         content.splits[split or TRAIN] = tables.joined(found)
+    rows = sum(len(table.labels) for table in content.splits.values())
+    if top.num_images > rows:
+        content.passed_over["images not named in a table"] = top.num_images - rows
     if TRAIN not in content.splits:
         if len(content.splits) > 1:
             raise ConfigError(

@@ -66,6 +66,17 @@ class Partition:
             parts=self,
         )
 
+    def own_validation_counts(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Return how many examples each client's own split keeps for validation.
+
+        0 for a client without one, whose validation is the fraction's.
+        """
+        own = self.own_validation
+        if own is None:
+            return np.zeros(len(self.clients), np.int64)
+        owned = (self.clients[c] for c in range(len(self.clients)))
+        return np.array([int(own[indices].sum()) for indices in owned], np.int64)
+
     def label_counts(self) -> np.ndarray[Any, np.dtype[np.int64]]:
         """Return training examples per client and class, (num_clients, num_classes)."""
         return np.stack([self.counts_of(c) for c in range(len(self.clients))])

@@ -19,7 +19,7 @@ from fl_app.config import WHITE, Resize
 Array = np.ndarray[Any, Any]
 _T = TypeVar("_T")
 
-FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
+FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "DIB")
 DEEP_MODES = frozenset(("I;16", "I;16L", "I;16B", "I;16N", "I"))
 """Pillow's names of formats with more than 8 bits a level."""
 GREY_MODES = frozenset(("1", "L", "LA", "La")) | DEEP_MODES

@@ -98,7 +98,7 @@ def _hub_table(split: Any, source: str, columns: Columns) -> Table:
         for n, f in features.items()
         if isinstance(f, datasets.ClassLabel)
     }
-    schema = tables.Schema(list(features), images, classes, is_inside=True)
+    schema = tables.Schema(list(features), images, classes)
     image, label = tables.columns_of(source, schema, columns)
     if isinstance(features[image], datasets.Image):
         split = split.cast_column(image, datasets.Image(decode=False))

@@ -18,6 +18,7 @@ from fl_app.data.tree import shown
 if TYPE_CHECKING:
     import pyarrow as pa
 
+_IMAGES = ("image", "img")
 _LABELS = ("label", "labels")
 
 
@@ -205,8 +206,6 @@ class Schema:
     images: list[str]
     classes: dict[str, list[str]]
     """Columns of Hugging Face's ClassLabel, with the names of their classes."""
-    is_inside: bool
-    """Whether images are bytes in the file, not only paths of other files."""
 
 
 @cache
@@ -228,7 +227,22 @@ def schema_of(path: str, image_column: str = "") -> Schema:
     held = [f.name for f in schema if _is_image(f.type)]
     images = [image_column] if image_column in schema.names else declared or held
     classes = {n: f["names"] for n, f in features.items() if "names" in f}
-    return Schema(schema.names, images, classes, any(name in held for name in images))
+    named = [f.name for f in schema if f.name in _IMAGES and _is_text(f.type)]
+    if not images and (classes or any(n in schema.names for n in _LABELS)):
+        images = named  # paths of files
+    return Schema(schema.names, images, classes)
+
+
+def holds_images(path: str, schema: Schema) -> bool:
+    """Whether a Parquet file has images in it, and not only paths of other files."""
+    import pyarrow.parquet as pq
+
+    columns = schema.images[:1]
+    for batch in pq.ParquetFile(path).iter_batches(batch_size=1, columns=columns):
+        value = batch.column(0)[0].as_py()
+        inside = value.get("bytes") if isinstance(value, dict) else value
+        return isinstance(inside, bytes)
+    return False
 
 
 def _features(schema: "pa.Schema") -> dict[str, Any]:
@@ -248,6 +262,12 @@ def _is_image(of: "pa.DataType") -> bool:
         inner = [of.field(i) for i in range(of.num_fields)]
         return any(f.name == "bytes" and _is_bytes(f.type) for f in inner)
     return _is_bytes(of)
+
+
+def _is_text(of: "pa.DataType") -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_string(of) or pa.types.is_large_string(of))
 
 
 def _is_bytes(of: "pa.DataType") -> bool:
@@ -298,7 +318,7 @@ def _image_column(source: str, schema: Schema, columns: Columns) -> str:
         )
     if len(schema.images) == 1:
         return schema.images[0]
-    known = [name for name in ("image", "img") if name in schema.images]
+    known = [name for name in _IMAGES if name in schema.images]
     if len(known) == 1:
         return known[0]
     several = f"several that may be: {schema.images}" if schema.images else "none"

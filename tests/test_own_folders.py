@@ -1,0 +1,1036 @@
+"""Folders as people have them: what is read of each, and what is refused."""
+
+import io
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from fl_app import describing
+from fl_app.config import PROJECT_VARIABLE, ConfigError
+from fl_app.data import datasets
+from tests import test_private, test_run
+from tests.conftest import make_config
+from tests.own_folders import (
+    Counts,
+    encoded,
+    images_read,
+    look,
+    passed_over,
+    photo,
+    plant,
+    put,
+    unreadable_name,
+    write_parquet,
+)
+
+HEIC = b"\0\0\0\x18ftypheic" + bytes(40)
+Draw = Callable[[Path], Any]
+
+
+def refusal(folder: Path, partitioner: str = "iid", **options: Any) -> str:
+    """Return what is said of a folder that must be refused."""
+    with pytest.raises(ConfigError) as caught:
+        look(folder, partitioner, **options)
+    return str(caught.value)
+
+
+# --- class folders alone: a fixed fifth of each class, half up, becomes the test split
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    seen = look(plant(tmp_path, {"bus": 12, "car": 12, "train": 12}))
+    assert seen.data.class_names == ["bus", "car", "train"]
+    assert seen.train == dict.fromkeys(("bus", "car", "train"), 10)
+    assert seen.test == dict.fromkeys(("bus", "car", "train"), 2)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("bus", "car", "ship"),
+        ("control", "test"),
+        ("cable", "dev board"),
+        ("dev", "prod"),
+        ("Testing", "production"),
+        ("eval", "other"),
+        ("valid", "broken"),
+        ("test strip", "train ticket"),
+    ],
+)
+def test_a_word_for_a_split_may_be_a_class(tmp_path: Path, names: Any) -> None:
+    seen = look(plant(tmp_path, dict.fromkeys(names, 10)))
+    assert seen.train == dict.fromkeys(names, 8)
+    assert seen.test == dict.fromkeys(names, 2)
+
+
+@pytest.mark.parametrize(
+    "renamed",
+    [
+        {"ill": "test_{:03d}.png"},
+        {"ill": "{:03d}-eval.png"},
+        {"ill": "train-{:03d}.png"},
+        {"ill": "val_{:03d}.png", "healthy": "val_{:03d}.png"},
+        {"ill": "test {:03d}.png", "healthy": "train {:03d}.png"},
+        {"ill": "test{:03d}.png", "healthy": "0{:03d}.png"},
+    ],
+)
+def test_names_of_files_decide_nothing(tmp_path: Path, renamed: Any) -> None:
+    for name in ("ill", "healthy"):
+        plant(tmp_path, {name: 7})
+        plant(tmp_path, {name: 3}, name=renamed.get(name, "more {:03d}.png"))
+    seen = look(tmp_path)
+    assert seen.train == {"healthy": 8, "ill": 8}
+    assert seen.test == {"healthy": 2, "ill": 2}
+
+
+@pytest.mark.parametrize(
+    "parent",
+    ["test/scans", "train/scans", "clinics/dev", "val", "test", "a b/Test"],
+)
+def test_names_above_the_folder_decide_nothing(tmp_path: Path, parent: str) -> None:
+    seen = look(plant(tmp_path / parent, {"ill": 10, "healthy": 10}))
+    assert seen.train == {"healthy": 8, "ill": 8}
+    assert seen.test == {"healthy": 2, "ill": 2}
+
+
+def test_the_fifth_is_rounded_half_up_in_each_class(tmp_path: Path) -> None:
+    numbers = {f"{n:02d}": n for n in range(1, 14)}
+    seen = look(plant(tmp_path, numbers))
+    fifth = [0, 0, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 3]
+    assert list(seen.test.values()) == fifth
+    assert seen.all == numbers
+
+
+def test_the_same_folder_is_read_the_same_way_elsewhere(tmp_path: Path) -> None:
+    for place in ("one", "another"):
+        for i in range(20):
+            put(tmp_path / place / "ab"[i % 2] / f"{i}.png", photo(10 * i))
+    one, another = (look(tmp_path / place).data for place in ("one", "another"))
+    np.testing.assert_array_equal(one.train_images, another.train_images)
+    np.testing.assert_array_equal(one.test_labels, another.test_labels)
+
+
+def test_what_is_read_is_what_lies_there(tmp_path: Path) -> None:
+    """Each image has the label of the folder that it lies in."""
+    levels = {}
+    for k, name in enumerate(("cat", "dog", "owl")):
+        for i in range(10):
+            level = 80 * k + 5 * i
+            levels[level] = name
+            put(tmp_path / name / f"{i}.png", encoded(np.full((4, 6), level, np.uint8)))
+    data = look(tmp_path).data
+    found = {}
+    for split in ("train", "test"):
+        images, labels = (
+            getattr(data, f"{split}_images"),
+            getattr(data, f"{split}_labels"),
+        )
+        for image, label in zip(images, labels, strict=True):
+            assert image.min() == image.max()
+            found[int(image.max())] = data.class_names[label]
+    assert found == levels
+
+
+# --- splits
+
+
+@pytest.mark.parametrize(
+    ("splits", "train", "test"),
+    [
+        ({"train": 20, "val": 10, "test": 6}, 30, 6),
+        ({"Training": 20, "Testing": 6}, 20, 6),
+        ({"TRAIN": 5, "Test": 2}, 5, 2),
+        ({"train": 5, "validation": 3, "test": 2}, 8, 2),
+        ({"training": 5, "VALID": 3, "testing": 2}, 8, 2),
+        ({"train": 5, "dev": 3, "test": 2}, 8, 2),
+        ({"train": 5, "eval": 3, "test": 2}, 8, 2),
+        ({"train": 8, "valid": 2}, 8, 2),  # of ten, a fifth is the test split
+    ],
+)
+def test_splits_by_the_names_of_folders(
+    tmp_path: Path, splits: Counts, train: int, test: int
+) -> None:
+    for split, number in splits.items():
+        plant(tmp_path / split, {"cat": number, "dog": number})
+    seen = look(tmp_path)
+    assert seen.train == {"cat": train, "dog": train}
+    assert seen.test == {"cat": test, "dog": test}
+    total = 2 * sum(splits.values())
+    assert images_read(seen.data.account) == total
+    assert f"from {len(splits)} splits" in seen.data.account
+
+
+def test_that_validation_images_join_training_is_said(tmp_path: Path) -> None:
+    for split in ("train", "val", "test"):
+        plant(tmp_path / split, {"cat": 4, "dog": 4})
+    assert re.search(r"\bval", look(tmp_path).data.account)
+
+
+def test_a_split_of_its_own_is_kept_image_by_image(tmp_path: Path) -> None:
+    for k, split in enumerate(("train", "val", "test")):
+        for i in range(6):
+            picture = np.full((4, 6), 80 * k + i, np.uint8)
+            put(tmp_path / split / "ab"[i % 2] / f"{i}.png", encoded(picture))
+    data = look(tmp_path).data
+    levels = [sorted(np.unique(x).tolist()) for x in (data.train_images,
+                                                      data.test_images)]  # fmt: skip
+    assert levels == [[*range(6), *range(80, 86)], [*range(160, 166)]]
+
+
+def test_a_class_may_be_missing_in_a_split(tmp_path: Path) -> None:
+    plant(tmp_path / "train", {"cat": 5, "dog": 5, "owl": 5})
+    plant(tmp_path / "test", {"cat": 2, "dog": 2})
+    seen = look(tmp_path)
+    assert seen.test == {"cat": 2, "dog": 2, "owl": 0}
+    assert any("owl" in line for line in seen.data.warnings)
+
+
+def test_a_class_in_the_test_split_alone_is_warned_of(tmp_path: Path) -> None:
+    plant(tmp_path / "train", {"cat": 5, "dog": 5})
+    plant(tmp_path / "test", {"cat": 2, "owl": 2})
+    seen = look(tmp_path)
+    assert seen.train == {"cat": 5, "dog": 5, "owl": 0}
+    assert seen.test == {"cat": 2, "dog": 0, "owl": 2}
+    assert any("owl" in line for line in seen.data.warnings)
+
+
+def test_splits_without_class_folders_are_refused(tmp_path: Path) -> None:
+    plant(tmp_path, {"train": 5, "val": 5, "test": 5})
+    assert re.search("class", refusal(tmp_path))
+
+
+def test_classes_above_splits_are_refused(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        plant(tmp_path / name, {"train": 5, "test": 2})
+    said = refusal(tmp_path)
+    assert "cat" in said or "train" in said
+
+
+def test_a_split_among_other_folders_of_folders_is_refused(tmp_path: Path) -> None:
+    """`train` stands over classes, and `more` beside it too: neither can be told."""
+    for name in ("train", "more"):
+        plant(tmp_path / name, {"cat": 5, "dog": 5})
+    assert "train" in refusal(tmp_path)
+
+
+# --- deeper folders belong to the class
+
+
+def test_patients_in_classes(tmp_path: Path) -> None:
+    patients = ("p01", "p02", "p03")
+    plant(tmp_path, {f"{c}/{p}": 6 for c in ("healthy", "ill") for p in patients})
+    for partitioner in ("iid", "dirichlet"):
+        seen = look(tmp_path, partitioner, dirichlet_alpha=100.0)
+        assert seen.train == {"healthy": 14, "ill": 14}
+        assert seen.test == {"healthy": 4, "ill": 4}
+
+
+def test_names_that_recur_below_are_asked_about(tmp_path: Path) -> None:
+    """Are `healthy` and `ill` clients with classes `left` and `right`, or classes?"""
+    counts = {"ill/left": 5, "ill/right": 5, "healthy/left": 4, "healthy/right": 4}
+    plant(tmp_path, counts)
+    said = refusal(tmp_path, "auto", num_clients=2)
+    assert "folders" in said
+    assert "dirichlet" in said
+    for word in ("ill", "healthy", "left", "right"):
+        assert word in said
+    seen = look(tmp_path)
+    assert seen.all == {"healthy": 8, "ill": 10}
+    owned = look(tmp_path, "folders", validation_fraction=0.0).owned
+    assert {owner: train for owner, (train, _) in owned.items()} == {
+        "healthy": {"left": 4, "right": 4},
+        "ill": {"left": 5, "right": 5},
+    }
+
+
+def test_names_that_do_not_recur_are_classes(tmp_path: Path) -> None:
+    counts = {f"{c}/{c[0]}{k}": 5 for c in ("ill", "healthy") for k in range(3)}
+    plant(tmp_path, counts)
+    seen = look(tmp_path, "auto", num_clients=2, dirichlet_alpha=100.0)
+    assert seen.train == {"healthy": 12, "ill": 12}
+    assert seen.test == {"healthy": 3, "ill": 3}
+
+
+def test_mixed_depth(tmp_path: Path) -> None:
+    plant(tmp_path, {"ill": 5, "healthy/a/b": 3, "healthy/c": 2, "ill/old": 5})
+    assert look(tmp_path, "auto", num_clients=1).all == {"healthy": 5, "ill": 10}
+
+
+def test_the_same_file_name_in_two_folders_is_two_images(tmp_path: Path) -> None:
+    plant(tmp_path, {"cat/a": 4, "cat/b": 4, "dog/c": 4})
+    assert look(tmp_path).all == {"cat": 8, "dog": 4}
+
+
+# --- one folder around all
+
+
+@pytest.mark.parametrize("inner", ["photos", "my set (1)", "data.v2", "Fotos für Köln"])
+def test_a_folder_around_class_folders(tmp_path: Path, inner: str) -> None:
+    plant(tmp_path / inner, {"cat": 10, "dog": 10})
+    (tmp_path / "readme.txt").write_text("about it")
+    assert look(tmp_path).train == {"cat": 8, "dog": 8}
+
+
+def test_a_folder_around_splits(tmp_path: Path) -> None:
+    for split, number in (("train", 6), ("test", 3)):
+        plant(tmp_path / "inner" / split, {"cat": number, "dog": number})
+    seen = look(tmp_path)
+    assert seen.train == {"cat": 6, "dog": 6}
+    assert seen.test == {"cat": 3, "dog": 3}
+
+
+def test_a_folder_around_tables(tmp_path: Path) -> None:
+    images = [photo(50 * (i % 2)) for i in range(10)]
+    columns = {"image": images, "label": [i % 2 for i in range(10)]}
+    write_parquet(tmp_path / "inner" / "train.parquet", columns)
+    assert look(tmp_path).train == {"0": 4, "1": 4}
+
+
+# --- what is not told by folders
+
+
+@pytest.mark.parametrize("with_folders", [True, False])
+def test_loose_images_are_refused(tmp_path: Path, with_folders: bool) -> None:
+    if with_folders:
+        plant(tmp_path, {"cat": 5, "dog": 5})
+    put(tmp_path / "loose.png", photo())
+    assert "named for its class" in refusal(tmp_path)
+
+
+def test_a_zip_is_not_looked_into(tmp_path: Path) -> None:
+    plant(tmp_path / "x", {"cat": 6, "dog": 6})
+    shutil.make_archive(str(tmp_path / "archive"), "zip", tmp_path / "x")
+    shutil.rmtree(tmp_path / "x")
+    assert ".zip" in refusal(tmp_path)
+
+
+def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
+    assert str(tmp_path) in refusal(tmp_path)
+
+
+def test_folders_without_images_are_no_classes(tmp_path: Path) -> None:
+    plant(tmp_path, {"cat": 5, "dog": 5})
+    (tmp_path / "owl").mkdir()
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    put(tmp_path / "notes" / "a.txt", "a")
+    put(tmp_path / "notes" / "b.txt", "b")
+    seen = look(tmp_path)
+    assert seen.data.class_names == ["cat", "dog"]
+    assert passed_over(seen.data.account) == 2
+
+
+# --- leftovers of systems, and other files
+
+
+def leave_macs_files(root: Path, folder: str, names: list[str]) -> None:
+    fork = b"\0\5\26\7" + bytes(60)
+    put(root / folder / ".DS_Store", b"\0\0\0\1Bud1")
+    for name in names:
+        put(root / folder / f"._{name}", fork)
+        put(root / "__MACOSX" / folder / f"._{name}", fork)
+
+
+def test_leftovers_of_a_mac(tmp_path: Path) -> None:
+    for owner in ("north", "south"):
+        plant(tmp_path / owner, {"healthy": 8, "ill": 8})
+        for name in ("healthy", "ill"):
+            names = [f"{i:03d}.png" for i in range(8)]
+            leave_macs_files(tmp_path, f"{owner}/{name}", names)
+    seen = look(tmp_path, "folders", validation_fraction=0.0)
+    eight = {"healthy": 8, "ill": 8}
+    assert {k: train for k, (train, _) in seen.owned.items()} == {
+        "north": eight,
+        "south": eight,
+    }
+    assert passed_over(seen.data.account) == 0
+    assert not seen.data.warnings
+
+
+@pytest.mark.parametrize(
+    "leftover",
+    [
+        "Thumbs.db",
+        "cat/Thumbs.db",
+        "cat/desktop.ini",
+        "cat/.DS_Store",
+        "cat/._1.png",
+        ".git/objects/1.png",
+        ".thumbnails/large/1.png",
+        "cat/.ipynb_checkpoints/1-checkpoint.png",
+        "__MACOSX/cat/1.png",
+        "cat/@eaDir/1.png/SYNOPHOTO_THUMB_M.jpg",
+        "@eaDir/1.png",
+        "lost+found/1.png",
+        "System Volume Information/1.png",
+        "$RECYCLE.BIN/S-1-5-21/$R1.png",
+        "cat/__MACOSX/._1.png",
+    ],
+)
+def test_leftovers_are_no_part_of_the_set(tmp_path: Path, leftover: str) -> None:
+    plant(tmp_path, {"cat": 5, "dog": 5})
+    put(tmp_path / leftover, photo(1))
+    seen = look(tmp_path)
+    assert seen.train == {"cat": 4, "dog": 4}
+    assert images_read(seen.data.account) == 10
+    assert passed_over(seen.data.account) == 0
+    assert not seen.data.warnings
+    assert "leftover" in seen.data.account
+
+
+def test_a_leftover_folder_is_not_the_folder_around_all(tmp_path: Path) -> None:
+    plant(tmp_path / "photos", {"cat": 5, "dog": 5})
+    plant(tmp_path / "__MACOSX", {"photos/cat": 5, "photos/dog": 5})
+    assert look(tmp_path).train == {"cat": 4, "dog": 4}
+
+
+def test_other_files_are_counted_by_suffix(tmp_path: Path) -> None:
+    plant(tmp_path, {"cat": 8, "dog": 8})
+    put(tmp_path / "cat" / "clip.mpg", b"\0\0\1\xba" + bytes(40))
+    put(tmp_path / "cat" / "scan.dcm", bytes(128) + b"DICM")
+    put(tmp_path / "cat" / "weights.h5", b"\x89HDF\r\n\x1a\n")
+    put(tmp_path / "dog" / "figure.eps", "%!PS-Adobe-3.0\n")
+    put(tmp_path / "dog" / "ANOTHER.EPS", "%!PS-Adobe-3.0\n")
+    seen = look(tmp_path)
+    assert seen.all == {"cat": 8, "dog": 8}
+    assert passed_over(seen.data.account) == 5
+    for said in ("1 .mpg", "1 .dcm", "1 .h5", "2 .eps"):
+        assert said in seen.data.account
+    assert any("5" in line for line in seen.data.warnings)  # of 21: a good fifth
+
+
+def test_few_other_files_are_no_warning(tmp_path: Path) -> None:
+    plant(tmp_path, {"cat": 20, "dog": 20})
+    put(tmp_path / "LICENSE.txt", "free")
+    put(tmp_path / "cat" / "notes.txt", "none")
+    seen = look(tmp_path)
+    assert passed_over(seen.data.account) == 2
+    assert "2 .txt" in seen.data.account
+    assert not seen.data.warnings
+
+
+def test_phones(tmp_path: Path) -> None:
+    plant(tmp_path, {"cat": 6, "dog": 6}, name="IMG_{:03d}.JPG")
+    for name in ("cat", "dog"):
+        for k in range(6):
+            put(tmp_path / name / f"IMG_{100 + k}.HEIC", HEIC)
+    seen = look(tmp_path)
+    assert seen.all == {"cat": 6, "dog": 6}
+    assert "12 .heic" in seen.data.account
+    assert any(".heic" in line for line in seen.data.warnings)
+
+
+@pytest.mark.parametrize("where", ["both", "one"])
+@pytest.mark.parametrize("suffix", [".HEIC", ".dcm"])
+def test_a_class_of_unread_pictures_is_refused(
+    tmp_path: Path, where: str, suffix: str
+) -> None:
+    if where == "one":
+        plant(tmp_path, {"cat": 5, "dog": 5})
+    else:
+        put(tmp_path / "cat" / f"IMG_1{suffix}", HEIC)
+    for k in range(5):
+        put(tmp_path / "owl" / f"IMG_{k}{suffix}", HEIC)
+    said = refusal(tmp_path)
+    assert suffix.lower() in said
+    assert "owl" in said or where == "both"
+
+
+@pytest.mark.parametrize(
+    "suffix",
+    ["png", "jpg", "jpeg", "jpe", "jfif", "bmp", "dib", "gif", "tif", "tiff", "webp",
+     "ppm", "pgm", "pbm", "pnm"],
+)  # fmt: skip
+def test_suffixes_that_are_read(tmp_path: Path, suffix: str) -> None:
+    plant(tmp_path, {"cat": 2, "dog": 2}, name="{}.png")
+    plant(tmp_path, {"cat": 2}, name="img_{}." + suffix)
+    plant(tmp_path, {"dog": 2}, name="img_{}." + suffix.upper())
+    plant(tmp_path, {"dog": 1}, name="old_{}." + suffix.title())
+    seen = look(tmp_path)
+    assert seen.all == {"cat": 4, "dog": 5}
+    assert passed_over(seen.data.account) == 0
+
+
+def test_names_as_cameras_write_them(tmp_path: Path) -> None:
+    plant(tmp_path, {"cat": 6, "dog": 6}, name="IMG_{:03d}.JPG")
+    plant(tmp_path, {"cat": 4, "dog": 4}, name="img_{:03d}.Png")
+    assert look(tmp_path).train == {"cat": 8, "dog": 8}
+
+
+# --- links
+
+
+def test_links_to_files(tmp_path: Path) -> None:
+    plant(tmp_path, {"store": 24})
+    for i in range(24):
+        target = tmp_path / "store" / f"{i:03d}.png"
+        link = tmp_path / "set" / ("keep", "reject")[i % 2] / f"{i}.png"
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(target if i < 12 else os.path.relpath(target, link.parent))
+    assert look(tmp_path / "set").train == {"keep": 10, "reject": 10}
+
+
+def test_links_to_folders(tmp_path: Path) -> None:
+    plant(tmp_path / "disk2", {"cat": 12, "x/dog": 12, "more": 3})
+    (tmp_path / "set" / "cat").mkdir(parents=True)
+    (tmp_path / "set" / "cat" / "2025").symlink_to(tmp_path / "disk2" / "cat")
+    (tmp_path / "set" / "cat" / "2026").symlink_to(tmp_path / "disk2" / "more")
+    (tmp_path / "set" / "dog").symlink_to(tmp_path / "disk2" / "x")
+    assert look(tmp_path / "set").all == {"cat": 15, "dog": 12}
+
+
+def test_the_set_itself_may_be_a_link(tmp_path: Path) -> None:
+    plant(tmp_path / "disk2", {"cat": 5, "dog": 5})
+    (tmp_path / "set").symlink_to(tmp_path / "disk2")
+    assert look(tmp_path / "set").train == {"cat": 4, "dog": 4}
+
+
+def test_a_folder_is_read_once(tmp_path: Path) -> None:
+    plant(tmp_path, {"cat": 5, "dog/zoo": 5, "dog": 2})
+    (tmp_path / "dog" / "a").symlink_to(tmp_path / "dog" / "zoo")
+    (tmp_path / "dog" / "b").symlink_to(tmp_path / "cat")
+    seen = look(tmp_path)
+    assert seen.all == {"cat": 5, "dog": 7}
+    assert images_read(seen.data.account) == 12
+
+
+def test_a_loop_is_refused(tmp_path: Path) -> None:
+    plant(tmp_path, {"cat": 5, "dog": 5})
+    (tmp_path / "cat" / "again").symlink_to(tmp_path)
+    assert "again" in refusal(tmp_path)
+
+
+def test_links_into_nowhere_are_counted(tmp_path: Path) -> None:
+    plant(tmp_path, {"cat": 5, "dog": 5})
+    (tmp_path / "cat" / "gone.png").symlink_to(tmp_path / "no" / "gone.png")
+    (tmp_path / "dog" / "gone").symlink_to("/no/such/folder")
+    seen = look(tmp_path)
+    assert seen.train == {"cat": 4, "dog": 4}
+    assert passed_over(seen.data.account) == 2
+    assert "nowhere" in seen.data.account
+    assert seen.data.warnings  # 2 of 12
+
+
+# --- metadata.csv beside folders
+
+
+@pytest.mark.parametrize("rows", [2, 16])
+def test_a_table_without_labels_does_not_disturb(tmp_path: Path, rows: int) -> None:
+    plant(tmp_path, {"cat": 8, "dog": 8})
+    paths = [f"{c}/{k:03d}.png" for c in ("cat", "dog") for k in range(8)]
+    lines = [f"{path},{30 + k}" for k, path in enumerate(paths[:rows])]
+    put(tmp_path / "metadata.csv", "\n".join(["file_name,age", *lines, ""]))
+    seen = look(tmp_path)
+    assert seen.train == {"cat": 6, "dog": 6}
+    assert seen.test == {"cat": 2, "dog": 2}
+    assert "1 .csv" in seen.data.account or "metadata.csv" in seen.data.account
+
+
+def test_an_index_beside_class_folders_does_not_disturb(tmp_path: Path) -> None:
+    plant(tmp_path, {"cat": 8, "dog": 8})
+    columns = {"file": [str(k) for k in range(8)], "age": list(range(8))}
+    write_parquet(tmp_path / "index.parquet", columns)
+    seen = look(tmp_path)
+    assert seen.train == {"cat": 6, "dog": 6}
+    assert ".parquet" in seen.data.account
+
+
+# --- names
+
+
+def test_names_in_another_encoding(tmp_path: Path) -> None:
+    plant(tmp_path, {unreadable_name("Läsion"): 10, "gesund": 10})
+    seen = look(tmp_path)
+    assert seen.data.class_names == ["Läsion", "gesund"]
+    assert seen.train == {"Läsion": 8, "gesund": 8}
+
+
+@pytest.mark.parametrize(
+    ("spellings", "name"),
+    [
+        (("Läsion", "La\u0308sion"), "Läsion"),
+        ((unreadable_name("Läsion"), "La\u0308sion"), "Läsion"),
+        (("e\u0301te\u0301", "été"), "été"),
+        (("\u212b", "A\u030a"), "\u00c5"),
+    ],
+)
+def test_spellings_of_a_name_are_one_class(
+    tmp_path: Path, spellings: tuple[str, str], name: str
+) -> None:
+    for split, spelling in zip(("train", "test"), spellings, strict=True):
+        plant(tmp_path / split, {spelling: 5, "zebra": 5})
+    seen = look(tmp_path)
+    assert sorted(seen.data.class_names) == sorted((name, "zebra"))
+    assert seen.train == seen.test == {name: 5, "zebra": 5}
+    assert not seen.data.warnings
+
+
+@pytest.mark.parametrize(
+    ("names", "order"),
+    [
+        (["10", "9", "1", "0"], ["0", "1", "9", "10"]),
+        (["010", "9", "1"], ["1", "9", "010"]),
+        (["10", "9", "x"], ["10", "9", "x"]),
+        (["b", "B", "a", "ä", "Z"], ["B", "Z", "a", "b", "ä"]),
+        (["健康", "γ", "krank (Stufe 1.5)"], ["krank (Stufe 1.5)", "γ", "健康"]),
+    ],
+)
+def test_the_order_of_classes(
+    tmp_path: Path, names: list[str], order: list[str]
+) -> None:
+    assert look(plant(tmp_path, dict.fromkeys(names, 3))).data.class_names == order
+
+
+# --- paths
+
+
+def test_a_path_is_the_projects(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any name that is a folder is that folder."""
+    monkeypatch.setenv(PROJECT_VARIABLE, str(tmp_path))
+    plant(tmp_path / "data" / "scans", {"cat": 5, "dog": 5})
+    plant(tmp_path / "scans", {"cat": 10, "dog": 10})
+    assert look(Path("data/scans")).train == {"cat": 4, "dog": 4}
+    assert look(Path("scans")).train == {"cat": 8, "dog": 8}
+
+
+def test_another_folder_at_the_same_path_is_read_anew(tmp_path: Path) -> None:
+    plant(tmp_path / "scans", {"cat": 10, "dog": 10})
+    assert look(tmp_path / "scans").all == {"cat": 10, "dog": 10}
+    shutil.rmtree(tmp_path / "scans")
+    plant(tmp_path / "scans", {"cat": 8, "dog": 8})
+    assert look(tmp_path / "scans").all == {"cat": 8, "dog": 8}
+
+
+def test_a_renamed_class_is_read_anew(tmp_path: Path) -> None:
+    plant(tmp_path, {"cat": 5, "dog": 5})
+    look(tmp_path)
+    (tmp_path / "dog").rename(tmp_path / "cow")
+    assert look(tmp_path).all == {"cat": 5, "cow": 5}
+
+
+def test_a_changed_target_of_a_link_is_read_anew(tmp_path: Path) -> None:
+    plant(tmp_path / "disk", {"dog": 5})
+    plant(tmp_path / "set", {"cat": 5})
+    (tmp_path / "set" / "dog").symlink_to(tmp_path / "disk" / "dog")
+    assert look(tmp_path / "set").all == {"cat": 5, "dog": 5}
+    put(tmp_path / "disk" / "dog" / "new.png", photo())
+    assert look(tmp_path / "set").all == {"cat": 5, "dog": 6}
+
+
+# --- owners
+
+
+def clinics(root: Path, *owners: str, number: int = 8) -> Path:
+    for owner in owners:
+        plant(root / owner, {"healthy": number, "ill": number})
+    return root
+
+
+@pytest.mark.parametrize(
+    "owners",
+    [
+        ["Köln Süd", "St. Mary's"],
+        ['ward "B"', "ward C"],
+        ["a=b, c", "back\\slash", "{braces}", "[x]"],
+        ["dev-hospital", "north"],
+        ["test site", "training ward"],
+        ["1", "10", "9"],
+    ],
+)
+def test_owners_as_people_name_them(tmp_path: Path, owners: list[str]) -> None:
+    seen = look(clinics(tmp_path, *owners), "folders", validation_fraction=0.0)
+    assert sorted(seen.data.owners) == sorted(owners)
+    for train, _ in seen.owned.values():
+        assert train == {"healthy": 8, "ill": 8}
+    assert len(seen.data.test_labels) == 0
+    assert seen.data.client_names(seen.config) == seen.data.owners
+
+
+def test_names_of_owners_files_decide_nothing(tmp_path: Path) -> None:
+    clinics(tmp_path, "north", "dev-hospital", number=10)
+    folder = tmp_path / "north" / "ill"
+    (folder / "003.png").rename(folder / "test 003.png")
+    seen = look(tmp_path, "folders", validation_fraction=0.0)
+    assert np.bincount(seen.data.train_owners).tolist() == [20, 20]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("content", ["", "notes.txt"])
+def test_an_owner_without_images_is_refused_by_name(
+    tmp_path: Path, content: str
+) -> None:
+    clinics(tmp_path, "north", "south")
+    (tmp_path / "west").mkdir()
+    if content:
+        put(tmp_path / "west" / content, "soon")
+    assert "west" in refusal(tmp_path, "folders")
+
+
+def test_owners_of_a_single_image(tmp_path: Path) -> None:
+    for k in range(4):
+        plant(tmp_path / f"client{k}", {("cat", "dog")[k % 2]: 1})
+    seen = look(tmp_path, "folders")
+    one = [{"cat": 1, "dog": 0}, {"cat": 0, "dog": 1}]
+    nothing = {"cat": 0, "dog": 0}
+    assert seen.owned == {f"client{k}": (one[k % 2], nothing) for k in range(4)}
+
+
+@pytest.mark.parametrize("name", ["test", "Testing", "TEST"])
+def test_the_servers_test_folder(tmp_path: Path, name: str) -> None:
+    clinics(tmp_path, "north", "south")
+    plant(tmp_path / name, {"healthy": 3, "ill": 2})
+    seen = look(tmp_path, "folders", validation_fraction=0.0)
+    assert seen.data.owners == ["north", "south"]
+    assert seen.test == {"healthy": 3, "ill": 2}
+
+
+def test_an_owners_validation_images_are_its_validation(tmp_path: Path) -> None:
+    for split, number in (("train", 10), ("val", 3)):
+        plant(tmp_path / "north" / split, {"healthy": number, "ill": number})
+    clinics(tmp_path, "south", number=10)
+    seen = look(tmp_path, "folders", validation_fraction=0.1)
+    assert seen.owned["north"] == ({"healthy": 10, "ill": 10},
+                                   {"healthy": 3, "ill": 3})  # fmt: skip
+    train, validation = seen.owned["south"]
+    assert (sum(train.values()), sum(validation.values())) == (18, 2)
+    assert seen.data.own_validation is not None
+    assert int(np.sum(seen.data.own_validation)) == 6
+    without = look(tmp_path, "folders", validation_fraction=0.0)
+    assert without.owned["north"][1] == {"healthy": 3, "ill": 3}
+
+
+def test_an_owners_test_images_are_tested_on(tmp_path: Path) -> None:
+    for split, number in (("train", 10), ("test", 3)):
+        plant(tmp_path / "north" / split, {"healthy": number, "ill": number})
+    clinics(tmp_path, "south", number=10)
+    plant(tmp_path / "test", {"healthy": 2, "ill": 1})
+    seen = look(tmp_path, "folders", validation_fraction=0.0)
+    assert seen.owned["north"][0] == {"healthy": 10, "ill": 10}
+    assert seen.test == {"healthy": 5, "ill": 4}
+
+
+def test_splits_above_owners(tmp_path: Path) -> None:
+    for split, number in (("train", 10), ("val", 2)):
+        clinics(tmp_path / split, "north", "south", number=number)
+    seen = look(tmp_path, "folders")
+    both = ({"healthy": 10, "ill": 10}, {"healthy": 2, "ill": 2})
+    assert seen.owned == {"north": both, "south": both}
+
+
+def test_owners_of_splits_are_told_from_splits_of_owners(tmp_path: Path) -> None:
+    for owner in ("north", "south"):
+        for split, number in (("Training", 6), ("Validation", 2), ("Testing", 1)):
+            plant(tmp_path / owner / split, {"healthy": number, "ill": number})
+    seen = look(tmp_path, "folders")
+    both = ({"healthy": 6, "ill": 6}, {"healthy": 2, "ill": 2})
+    assert seen.owned == {"north": both, "south": both}
+    assert seen.test == {"healthy": 2, "ill": 2}
+
+
+def test_an_owner_may_have_a_folder_around_all(tmp_path: Path) -> None:
+    clinics(tmp_path / "north", "export 2026")
+    clinics(tmp_path, "south")
+    seen = look(tmp_path, "folders", validation_fraction=0.0)
+    eight = ({"healthy": 8, "ill": 8}, {"healthy": 0, "ill": 0})
+    assert seen.owned == {"north": eight, "south": eight}
+
+
+def test_an_owner_of_one_class_with_folders_in_it(tmp_path: Path) -> None:
+    """`ill` is a class that another owner has: no folder around all."""
+    clinics(tmp_path, "north")
+    plant(tmp_path / "south" / "ill", {"p1": 4, "p2": 4})
+    seen = look(tmp_path, "folders", validation_fraction=0.0)
+    assert seen.data.class_names == ["healthy", "ill"]
+    assert seen.owned["south"][0] == {"healthy": 0, "ill": 8}
+
+
+def test_a_folder_around_all_owners(tmp_path: Path) -> None:
+    clinics(tmp_path / "clinics", "north", "south")
+    seen = look(tmp_path, "folders", validation_fraction=0.0)
+    eight = ({"healthy": 8, "ill": 8}, {"healthy": 0, "ill": 0})
+    assert seen.owned == {"north": eight, "south": eight}
+
+
+def test_owners_are_not_taken_without_being_asked(tmp_path: Path) -> None:
+    clinics(tmp_path, "north", "south")
+    said = refusal(tmp_path, "auto", num_clients=2)
+    assert "folders" in said
+    assert "north" in said
+
+
+def test_owners_with_tables(tmp_path: Path) -> None:
+    clinics(tmp_path, "north")
+    columns = {"image": [photo(40), photo(90)], "label": ["ill", "healthy"]}
+    write_parquet(tmp_path / "south" / "train.parquet", columns)
+    seen = look(tmp_path, "folders", validation_fraction=0.0)
+    assert seen.owned["north"][0] == {"healthy": 8, "ill": 8}
+    assert seen.owned["south"][0] == {"healthy": 1, "ill": 1}
+
+
+# --- the same folders by `fl-app data`, in a run and on private nodes
+
+
+def splits(root: Path) -> None:
+    for split, number in (("train", 10), ("val", 4), ("test", 3)):
+        plant(root / split, {"cat": number, "dog": number})
+
+
+def wrapped(root: Path) -> None:
+    plant(root / "export", {"cat": 10, "dog": 10})
+
+
+def untidy(root: Path) -> None:
+    plant(root, {"cat": 10, "dog": 10})
+    leave_macs_files(root, "cat", ["000.png"])
+    put(root / "dog" / "Thumbs.db", b"\xd0\xcf\x11\xe0")
+    put(root / "dog" / "notes.txt", "none")
+
+
+def linked(root: Path) -> None:
+    plant(root.parent / "disk2", {"cat": 10, "dog": 10})
+    root.mkdir(parents=True)
+    for name in ("cat", "dog"):
+        (root / name).symlink_to(root.parent / "disk2" / name)
+    (root / "dog" / "gone.png").symlink_to(root / "nowhere")
+
+
+def nested(root: Path) -> None:
+    plant(root, {"cat/a/b": 6, "cat": 4, "dog/c": 10})
+
+
+def named_train(root: Path) -> None:
+    plant(root, {"cat": 10, "train": 10})
+
+
+def encoded_otherwise(root: Path) -> None:
+    plant(root, {unreadable_name("Läsion"): 10, "gesund": 10})
+
+
+def photographed(root: Path) -> None:
+    plant(root, {"cat": 4, "dog": 10}, name="IMG_{:03d}.JPG", size=(24, 18))
+    plant(root, {"cat": 6}, name="edited {}.tif")
+
+
+def in_parquet(root: Path) -> None:
+    images = [photo(50 + 100 * (i % 2)) for i in range(20)]
+    columns = {"image": images, "label": [["cat", "dog"][i % 2] for i in range(20)]}
+    write_parquet(root / "train.parquet", columns)
+
+
+def in_a_table(root: Path) -> None:
+    rows = ["file_name,label"]
+    for i in range(20):
+        put(root / "images" / f"{i}.png", photo(50 + 100 * (i % 2)))
+        rows.append(f"images/{i}.png,{['cat', 'dog'][i % 2]}")
+    put(root / "metadata.csv", "\n".join(rows))
+
+
+KINDS = (splits, wrapped, untidy, linked, nested, named_train, encoded_otherwise,
+         photographed, in_parquet, in_a_table)  # fmt: skip
+"""Each draws two classes of ten; `splits` draws four and three more of each."""
+
+
+@pytest.mark.parametrize("draw", KINDS)
+def test_the_server_reads_each_kind(tmp_path: Path, draw: Draw) -> None:
+    draw(tmp_path / "set")
+    seen = look(tmp_path / "set")
+    train, test = (14, 3) if draw is splits else (8, 2)
+    assert [*seen.train.values(), *seen.test.values()] == [train, train, test, test]
+
+
+def test_private_nodes_read_each_kind_as_the_server_does(tmp_path: Path) -> None:
+    """One federation of all kinds; the simulation of its folders makes its model."""
+    nodes = {}
+    for k, draw in enumerate(KINDS):
+        root = tmp_path / "set" / draw.__name__
+        place = tmp_path / "elsewhere" / draw.__name__ if draw is linked else root
+        draw(place)
+        if place != root:
+            root.parent.mkdir(exist_ok=True)
+            root.symlink_to(place)
+        nodes[7 * k + 3] = {"data-path": str(root), "client-id": draw.__name__}
+    named = {"num_server_rounds": 1, "min_fraction": 1.0}
+    own = test_private.run(
+        tmp_path, nodes, "own", dataset="private", min_nodes=len(KINDS), **named
+    )
+    twin = test_private.run(
+        tmp_path,
+        {1: None, 2: None},
+        "twin",
+        dataset=str(tmp_path / "set"),
+        partitioner="folders",
+        **named,
+    )
+    tested = look(tmp_path / "set", "folders").test
+    assert tested == {"Läsion": 0, "cat": 3, "dog": 3, "gesund": 0, "train": 0}
+    for folder in (own, twin):
+        counted = {
+            row["name"]: row["num_examples"]
+            for row in folder.clients()
+            if "num_examples" in row
+        }
+        apart = {"splits": 20}  # and a tenth of each other's images is for validation
+        assert counted == {d.__name__: 18 for d in KINDS} | apart
+    assert test_run.sha(own) == test_run.sha(twin)
+    ours, theirs = own.metrics()[-1], twin.metrics()[-1]
+    assert ours["validation_accuracy"] == theirs["validation_accuracy"]
+
+
+def test_a_run_trains_on_what_lies_there(tmp_path: Path) -> None:
+    splits(tmp_path / "set")
+    folder = test_run.run(
+        tmp_path,
+        dataset=str(tmp_path / "set"),
+        partitioner="iid",
+        num_clients=2,
+        num_server_rounds=1,
+        validation_fraction=0.0,
+    )
+    assert sum(row["num_examples"] for row in folder.clients()) == 2 * 14
+    sixths = folder.metrics()[-1]["test_accuracy"] * 2 * 3
+    assert sixths == pytest.approx(round(sixths))
+
+
+def test_the_data_command_shows_what_lies_there(tmp_path: Path) -> None:
+    counts = {unreadable_name("Läsion"): 5, "gesund": 4}
+    for split in ("train", "val", "test"):
+        plant(tmp_path / "set" / split, counts)
+    said = io.StringIO()
+    config = make_config(
+        dataset=str(tmp_path / "set"), partitioner="iid", num_clients=2,
+        validation_fraction=0.0,
+    )  # fmt: skip
+    folder = describing.write(Console(file=said, width=500), config, str(tmp_path))
+    figures = json.loads((folder / "partition.json").read_text())
+    assert figures["class_names"] == ["Läsion", "gesund"]
+    assert np.sum(figures["label_counts"], axis=0).tolist() == [10, 8]
+    assert "18 training and 9 test examples" in said.getvalue()
+    assert look(tmp_path / "set").data.account in said.getvalue()
+
+
+def private(path: Path, results: Path, name: str = "own", **options: Any) -> Any:
+    given = {"dataset": "private", "num_server_rounds": 1} | options
+    return test_private.run(results, {5: {"data-path": str(path)}}, name, **given)
+
+
+def test_a_nodes_validation_images_are_its_validation(tmp_path: Path) -> None:
+    """The same model as where the server reads the folder of folders."""
+    draws = np.random.default_rng(0)
+    for owner in ("north", "south"):
+        for split, number in (("train", 12), ("val", 3)):
+            for i in range(2 * number):
+                noise = draws.integers(120 * (i % 2), 120 * (i % 2) + 130, (8, 10))
+                path = tmp_path / "set" / owner / split / "ab"[i % 2] / f"{i}.png"
+                put(path, encoded(noise.astype(np.uint8)))
+    own = {
+        7: {"data-path": str(tmp_path / "set" / "north")},
+        3: {"data-path": str(tmp_path / "set" / "south")},
+    }
+    nodes = test_private.run(tmp_path, own, "own", dataset="private", min_nodes=2)
+    twin = test_private.run(
+        tmp_path,
+        {1: None},
+        "twin",
+        dataset=str(tmp_path / "set"),
+        partitioner="folders",
+    )
+    assert test_run.sha(nodes) == test_run.sha(twin)
+    for ours, theirs in zip(nodes.metrics(), twin.metrics(), strict=True):
+        assert ours["validation_accuracy"] == theirs["validation_accuracy"]
+    assert {row["num_examples"] for row in nodes.clients()} == {24}
+
+
+def test_a_nodes_test_images_stay_unread_and_that_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for split, number in (("train", 10), ("test", 3)):
+        plant(tmp_path / "set" / split, {"cat": number, "dog": number})
+    with caplog.at_level(logging.INFO):
+        folder = private(tmp_path / "set", tmp_path, validation_fraction=0.0)
+    assert {row["num_examples"] for row in folder.clients()} == {20}
+    logged = [record.getMessage() for record in caplog.records]
+    assert any("test" in line and "read" in line for line in logged)
+
+
+def test_what_a_node_read_is_in_its_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    untidy(tmp_path / "set")
+    with caplog.at_level(logging.INFO):
+        private(tmp_path / "set", tmp_path)
+    logged = [record.getMessage() for record in caplog.records]
+    assert any("passed over 1 file" in line for line in logged)
+
+
+def test_a_node_of_one_class_with_folders_in_it(tmp_path: Path) -> None:
+    """The federation's classes tell that `ill` is no folder around all."""
+    plant(tmp_path / "set" / "ill", {"p1": 4, "p2": 4})
+    folder = private(
+        tmp_path / "set", tmp_path, class_names="healthy,ill", validation_fraction=0.0
+    )
+    assert {row["num_examples"] for row in folder.clients()} == {8}
+
+
+def test_the_servers_test_path_is_read_alike(tmp_path: Path) -> None:
+    plant(tmp_path / "set", {"cat": 6, "dog": 6})
+    wrapped(tmp_path / "judged")
+    leave_macs_files(tmp_path / "judged", "export/cat", ["000.png"])
+    folder = private(tmp_path / "set", tmp_path, test_path=str(tmp_path / "judged"))
+    assert folder.metrics()[-1]["test_accuracy"] is not None
+
+
+def test_a_nodes_damaged_image_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("north", "south", "odd"):
+        plant(tmp_path / name, {"cat": 5, "dog": 5})
+    put(tmp_path / "odd" / "cat" / "broken.png", photo()[:-40])
+    names = ("north", "south", "odd")
+    nodes = {k: {"data-path": str(tmp_path / name)} for k, name in enumerate(names, 7)}
+    folder = test_private.run(
+        tmp_path, nodes, "own", dataset="private", min_nodes=2, num_server_rounds=1
+    )
+    assert {row["client"] for row in folder.clients()} == {0, 1}
+    logged = [record.getMessage() for record in caplog.records]
+    assert any("broken.png" in line for line in logged)
+
+
+def test_options_of_other_data_are_untouched() -> None:
+    """Own folders did not change what named data sets are."""
+    data = datasets.load(make_config())
+    assert data.account == ""
+    assert data.warnings == []
+    assert data.train_sizes is None
+    assert data.own_validation is None
+    assert data.input_shape == (1, 8, 8)
+
+
+def test_the_partitioner_is_open_until_the_data_is_known(tmp_path: Path) -> None:
+    plant(tmp_path, {"cat": 20, "dog": 20})
+    config = make_config(dataset=str(tmp_path), num_clients=2)
+    assert config.partitioner == "auto"
+    counts = datasets.load(config).partition(config, 2).label_counts()
+    named = config.model_copy(update={"partitioner": "dirichlet"})
+    again = datasets.load(named).partition(named, 2).label_counts()
+    np.testing.assert_array_equal(counts, again)
+    assert make_config().partitioner != "auto"
+
+
+def test_grey_needs_all_training_images_grey(tmp_path: Path) -> None:
+    plant(tmp_path / "a", {"train/x": 5, "train/y": 5, "test/x": 2}, grey=True)
+    assert look(tmp_path / "a").shape == (1, 8, 10)
+    put(tmp_path / "a" / "test" / "y" / "colour.png", photo(90))
+    assert look(tmp_path / "a").shape == (1, 8, 10)
+    put(tmp_path / "a" / "train" / "y" / "colour.png", photo(90))
+    assert look(tmp_path / "a").shape == (3, 8, 10)
+    assert Image.open(io.BytesIO(photo(90))).mode == "RGB"
