@@ -66,7 +66,7 @@ def draw(
     figure.suptitle(lettering.title(title))
     drawn, said = panels[0].get_legend_handles_labels()
     figure.legend(drawn, said, loc="outside lower center", ncols=3, frameon=False)
-    figure.get_layout_engine().set(wspace=0.08)
+    figure.set_layout_engine("constrained", wspace=0.08)
     return plots.to_png(figure)
 
 

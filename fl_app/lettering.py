@@ -90,7 +90,9 @@ def _fonts() -> tuple[tuple[str, frozenset[str]], ...]:
     from matplotlib import font_manager
 
     installed = {entry.name for entry in font_manager.fontManager.ttflist}
-    default = font_manager.get_font(font_manager.findfont(None)).family_name
+    default = font_manager.get_font(
+        font_manager.findfont(font_manager.FontProperties())
+    ).family_name
     wanted = [default, *(family for family in _OTHER_SCRIPTS if family in installed)]
     found = []
     for family in wanted:

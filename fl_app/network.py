@@ -25,7 +25,8 @@ from rich.console import Console
 
 from fl_app import certificates, environment, running
 from fl_app.config import ConfigError, RunConfig
-from fl_app.data import folders, private
+from fl_app.data import owners as owners_of
+from fl_app.data import private
 from fl_app.data.tree import Folder, scan
 from fl_app.environment import SetupError
 
@@ -295,7 +296,7 @@ def _folders(folder: Path) -> tuple[list[Folder], list[Folder]]:
         raise ConfigError(
             f"--data {str(folder)!r}: it must be a folder with a folder for each node"
         )
-    owners, tests = folders.owner_folders(scan(folder).top)
+    owners, tests = owners_of.owner_folders(scan(folder).top)
     if not owners:
         raise ConfigError(
             f"--data {str(folder)!r}: its splits stand over the nodes' folders: each "

@@ -8,7 +8,6 @@ import numpy as np
 from fl_app import lettering, plots
 
 if TYPE_CHECKING:
-    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
 
 MAX_BARS = 40
@@ -176,13 +175,11 @@ def class_colours(number: int) -> Any:
     return colormaps["turbo"](np.linspace(0.05, 0.95, number))
 
 
-def key_classes(
-    axes: "Axes", drawn: Sequence["Artist"], class_names: Sequence[str]
-) -> None:
+def key_classes(axes: "Axes", drawn: Sequence[Any], class_names: Sequence[str]) -> None:
     """Say which colour stands for which class: a legend, or a scale where many."""
     labels = lettering.labels(class_names)
     if len(labels) <= 10:
-        places = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
+        places: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
         numbers = [str(c) for c in range(len(labels))]
         key = axes.legend(drawn, numbers, title="class", frameon=False, **places)
         for text, label in zip(key.get_texts(), labels, strict=True):

@@ -253,6 +253,22 @@ def test_names_that_recur_below_are_asked_about(tmp_path: Path) -> None:
     }
 
 
+def test_splits_are_no_second_reading(tmp_path: Path) -> None:
+    """Classes recur under splits, which is as it should be."""
+    for split, number in (("train", 10), ("val", 4), ("test", 3)):
+        plant(tmp_path / split, {"cat": number, "dog/old": number})
+    seen = look(tmp_path, "auto", num_clients=1)
+    assert seen.train == {"cat": 14, "dog": 14}
+    assert seen.test == {"cat": 3, "dog": 3}
+
+
+def test_patients_that_recur_in_splits_are_asked_about(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        plant(tmp_path / split, {"ill/p1": 5, "healthy/p1": 5})
+    assert "folders" in refusal(tmp_path, "auto", num_clients=1)
+    assert look(tmp_path).train == {"healthy": 5, "ill": 5}
+
+
 def test_names_that_do_not_recur_are_classes(tmp_path: Path) -> None:
     counts = {f"{c}/{c[0]}{k}": 5 for c in ("ill", "healthy") for k in range(3)}
     plant(tmp_path, counts)
@@ -296,7 +312,25 @@ def test_a_folder_around_tables(tmp_path: Path) -> None:
     assert look(tmp_path).train == {"0": 4, "1": 4}
 
 
+def test_folders_around_folders(tmp_path: Path) -> None:
+    plant(tmp_path / "archive" / "archive" / "photos", {"cat": 10, "dog": 10})
+    put(tmp_path / "archive" / "readme.md", "about it")
+    assert look(tmp_path).train == {"cat": 8, "dog": 8}
+
+
 # --- what is not told by folders
+
+
+def test_loose_images_in_a_split_are_refused(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        plant(tmp_path / split, {"cat": 5, "dog": 5})
+    put(tmp_path / "test" / "loose.png", photo())
+    assert "named for its class" in refusal(tmp_path)
+
+
+def test_one_class_is_refused(tmp_path: Path) -> None:
+    plant(tmp_path, {"cat": 10})
+    assert "cat" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("with_folders", [True, False])
@@ -520,6 +554,34 @@ def test_links_into_nowhere_are_counted(tmp_path: Path) -> None:
     assert seen.data.warnings  # 2 of 12
 
 
+def test_a_link_to_itself_is_one_into_nowhere(tmp_path: Path) -> None:
+    plant(tmp_path, {"cat": 20, "dog": 20})
+    (tmp_path / "cat" / "self").symlink_to(tmp_path / "cat" / "self")
+    seen = look(tmp_path)
+    assert seen.train == {"cat": 16, "dog": 16}
+    assert passed_over(seen.data.account) == 1
+
+
+def test_a_pipe_is_passed_over(tmp_path: Path) -> None:
+    """To open one would wait for ever."""
+    plant(tmp_path, {"cat": 20, "dog": 20})
+    os.mkfifo(tmp_path / "cat" / "pipe.png")
+    seen = look(tmp_path)
+    assert seen.train == {"cat": 16, "dog": 16}
+    assert passed_over(seen.data.account) == 1
+
+
+def test_a_folder_may_be_called_as_an_image(tmp_path: Path) -> None:
+    plant(tmp_path, {"cat.png/a.jpg": 5, "dog.JPG": 5})
+    assert look(tmp_path).all == {"cat.png": 5, "dog.JPG": 5}
+
+
+def test_many_levels(tmp_path: Path) -> None:
+    deep = "/".join(f"level {k}" for k in range(60))
+    plant(tmp_path, {f"cat/{deep}": 5, "dog": 5})
+    assert look(tmp_path).all == {"cat": 5, "dog": 5}
+
+
 # --- metadata.csv beside folders
 
 
@@ -574,6 +636,12 @@ def test_spellings_of_a_name_are_one_class(
     assert not seen.data.warnings
 
 
+def test_two_spellings_beside_each_other_are_one_class(tmp_path: Path) -> None:
+    plant(tmp_path, {"Läsion": 5, "gesund": 5})
+    plant(tmp_path, {"La\u0308sion": 5})
+    assert look(tmp_path).all == {"Läsion": 10, "gesund": 5}
+
+
 @pytest.mark.parametrize(
     ("names", "order"),
     [
@@ -602,6 +670,15 @@ def test_a_path_is_the_projects(
     plant(tmp_path / "scans", {"cat": 10, "dog": 10})
     assert look(Path("data/scans")).train == {"cat": 4, "dog": 4}
     assert look(Path("scans")).train == {"cat": 8, "dog": 8}
+
+
+def test_a_folder_that_may_be_on_the_hub_too_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(PROJECT_VARIABLE, str(tmp_path))
+    plant(tmp_path / "clinic" / "scans", {"cat": 5, "dog": 5})
+    data = look(Path("clinic/scans")).data
+    assert any("Hub" in line for line in (data.account, *data.warnings))
 
 
 def test_another_folder_at_the_same_path_is_read_anew(tmp_path: Path) -> None:
@@ -914,7 +991,7 @@ def test_the_data_command_shows_what_lies_there(tmp_path: Path) -> None:
     figures = json.loads((folder / "partition.json").read_text())
     assert figures["class_names"] == ["Läsion", "gesund"]
     assert np.sum(figures["label_counts"], axis=0).tolist() == [10, 8]
-    assert "18 training and 9 test examples" in said.getvalue()
+    assert "9 test" in said.getvalue()
     assert look(tmp_path / "set").data.account in said.getvalue()
 
 

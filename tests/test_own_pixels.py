@@ -2,12 +2,15 @@
 
 import io
 import re
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
 from fl_app import artifacts
@@ -87,6 +90,7 @@ JPEG = {"quality": 95, "subsampling": 0}
         (".jpg", "JPEG", JPEG, 20),
         (".png", "PNG", {}, 0),
         (".webp", "WEBP", {"lossless": True}, 0),
+        (".tif", "TIFF", {}, 0),
     ],
 )
 def test_orientations(
@@ -456,6 +460,37 @@ def test_of_several_pictures_the_first_is_read(
     assert (levels == 10).all()
 
 
+def test_stereo_pictures_of_phones(tmp_path: Path) -> None:
+    """A .jpg may be an MPO: the first of its pictures, upright."""
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    first = Image.fromarray(np.ascontiguousarray(turned(scene(), 6)))
+    other = Image.new("RGB", first.size)
+    content = encoded(
+        first, "MPO", save_all=True, append_images=[other], exif=exif, **JPEG
+    )
+    assert Image.open(io.BytesIO(content)).format == "MPO"
+    seen = look(write(tmp_path, [content] * 10, ".jpg"))
+    assert np.abs(seen.image(0).astype(int) - scene()).max() <= 20
+    levels, _ = served(content, model_info((3, 24, 16)))
+    np.testing.assert_array_equal(levels, seen.image(0))
+
+
+def test_levels_without_a_white_are_refused(tmp_path: Path) -> None:
+    """Floating point: nobody can say what is white."""
+    content = encoded(np.random.default_rng(0).random((8, 8), np.float32), "TIFF")
+    assert "8 bits" in refusal(write(tmp_path, [content] * 10, ".tif"))
+
+
+def test_deep_grey_of_other_machines(tmp_path: Path) -> None:
+    """TIFF whose bytes come in the other order."""
+    content = encoded(ramp(4095).astype(">u2"), "TIFF")
+    seen = look(write(tmp_path, [content] * 10, ".tif"))
+    assert np.abs(seen.image(0)[..., 0] - ramp(4095) * (255 / 4095)).max() <= 1
+    levels, _ = served(content, model_info((1, 8, 8), white_level=4095))
+    np.testing.assert_array_equal(levels, seen.image(0))
+
+
 # --- damage
 
 
@@ -744,6 +779,17 @@ def test_a_way_that_is_none(tmp_path: Path) -> None:
     assert "resize" in refusal(tmp_path, resize="stretch")
 
 
+@pytest.mark.parametrize("resize", ["crop", "letterbox", "squeeze"])
+@pytest.mark.parametrize("size", [(300, 1), (1, 300), (1, 1), (2, 3)])
+def test_odd_sizes_become_squares(
+    tmp_path: Path, resize: str, size: tuple[int, int]
+) -> None:
+    sizes = [size, (20, 20)] * 5
+    seen = look(sized(tmp_path, sizes), image_size=8, resize=resize)
+    assert seen.shape == (3, 8, 8)
+    assert seen.of_class("a").max() > 50
+
+
 def test_small_things_survive_shrinking(tmp_path: Path) -> None:
     """Shrinking takes means over areas, not single pixels."""
     board = np.indices((64, 64)).sum(axis=0) % 2 * 255
@@ -775,3 +821,55 @@ def test_the_model_file_keeps_the_way(tmp_path: Path) -> None:
     read = {images.read(content, info)[0].astype(np.uint8).tobytes()
             for content in files}  # fmt: skip
     assert read == {picture.tobytes() for picture in both}
+
+
+# --- any image
+
+
+@st.composite
+def any_image(draw: st.DrawFn, grey: bool) -> tuple[str, bytes]:
+    """Return a suffix and an image of any kind that the service takes too."""
+    width, height = draw(st.integers(1, 40)), draw(st.integers(1, 40))
+    noise = np.random.default_rng(draw(st.integers(0, 99)))
+    pixels = noise.integers(0, 256, (height, width, 4), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[ORIENTATION] = draw(st.integers(1, 8))
+    modes = ["1", "L", "LA", "I;16"] if grey else ["RGB", "RGBA", "P", "CMYK", "L"]
+    mode = draw(st.sampled_from(modes))
+    if mode == "I;16":
+        highest = draw(st.sampled_from([255, 1000, 4095, 65535]))
+        image = Image.fromarray(
+            noise.integers(0, highest + 1, (height, width)).astype(np.uint16)
+        )
+    else:
+        image = Image.fromarray(pixels).convert(mode)
+    kinds = {".png": "PNG", ".tif": "TIFF"}
+    if mode in ("RGB", "L", "CMYK"):
+        kinds[".jpg"] = "JPEG"
+    if mode in ("RGB", "RGBA"):
+        kinds[".webp"] = "WEBP"
+    if mode == "CMYK":
+        del kinds[".png"]
+    suffix = draw(st.sampled_from(sorted(kinds)))
+    return suffix, encoded(image, kinds[suffix], exif=exif)
+
+
+@settings(max_examples=40, deadline=None, phases=[Phase.reuse, Phase.generate])
+@given(st.data())
+def test_the_service_makes_of_a_file_what_training_made(data: st.DataObject) -> None:
+    grey = data.draw(st.booleans())
+    files = data.draw(st.lists(any_image(grey), min_size=6, max_size=10))
+    options = {
+        "image_size": data.draw(st.sampled_from(["auto", 0, 5, 30])),
+        "resize": data.draw(st.sampled_from(["crop", "letterbox", "squeeze"])),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        for i, (suffix, content) in enumerate(files):
+            put(Path(folder) / "ab"[i % 2] / f"{i}{suffix}", content)
+        seen = look(Path(folder), **options)
+    info = model_info(
+        seen.shape, resize=seen.data.resize, white_level=seen.data.white_level
+    )
+    both = np.concatenate([seen.data.train_images, seen.data.test_images])
+    made = [images.read(content, info)[0].astype(np.uint8) for _, content in files]
+    assert sorted(m.tobytes() for m in made) == sorted(m.tobytes() for m in both)

@@ -494,3 +494,56 @@ def test_files_that_a_table_does_not_name_are_counted(tmp_path: Path) -> None:
     assert seen.all == {"cat": 10, "dog": 10}
     assert images_read(seen.data.account) == 20
     assert "3" in seen.data.account
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_tables_of_spreadsheets(tmp_path: Path, delimiter: str) -> None:
+    """With a mark of the byte order, and other delimiters."""
+    rows = [row.replace(",", delimiter) for row in rows_of()]
+    table_of(tmp_path, ["\ufeff" + rows[0], *rows[1:]])
+    assert_paired(tmp_path, PETS)
+
+
+def test_a_table_in_each_split(tmp_path: Path) -> None:
+    for split, number in (("train", 10), ("test", 4)):
+        rows = ["file_name,label"]
+        for i in range(number):
+            put(tmp_path / split / f"{i}.png", flat(i))
+            rows.append(f"{i}.png,{PETS[i % 2]}")
+        put(tmp_path / split / "metadata.csv", "\n".join(rows))
+    seen = look(tmp_path)
+    assert (seen.train, seen.test) == ({"cat": 5, "dog": 5}, {"cat": 2, "dog": 2})
+
+
+def test_an_image_named_twice_is_refused(tmp_path: Path) -> None:
+    table_of(tmp_path, [*rows_of(), "images/5.png,cat"])
+    assert "5.png" in refusal(tmp_path)
+
+
+def test_decomposed_names_of_files(tmp_path: Path) -> None:
+    """A Mac's file names, and a table that was typed elsewhere."""
+    rows = ["file_name,label"]
+    for i in range(20):
+        put(tmp_path / "images" / f"La\u0308sion {i}.png", flat(10 * i))
+        rows.append(f"images/Läsion {i}.png,{PETS[i % 2]}")
+    put(tmp_path / "metadata.csv", "\n".join(rows))
+    assert_paired(tmp_path, PETS)
+
+
+def test_pixels_instead_of_files_are_refused(tmp_path: Path) -> None:
+    columns = {"image": [list(range(12))] * 20, "label": pets()}
+    write_parquet(tmp_path / "train.parquet", columns)
+    assert "image" in refusal(tmp_path)
+
+
+def test_a_table_without_rows(tmp_path: Path) -> None:
+    empty = {"image": pa.array([], pa.binary()), "label": pa.array([], pa.string())}
+    write_parquet(tmp_path / "train.parquet", empty)
+    assert refusal(tmp_path)
+
+
+def test_classes_that_no_row_has_are_kept(tmp_path: Path) -> None:
+    columns = {"image": boxed(drawn()), "label": [i % 2 for i in range(20)]}
+    info = features({"label": ["cat", "dog", "owl"]})
+    write_parquet(tmp_path / "train.parquet", columns, info)
+    assert look(tmp_path).all == {"cat": 10, "dog": 10, "owl": 0}

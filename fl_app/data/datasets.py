@@ -1,7 +1,5 @@
 """Data sets by name: where they lie, how they are read, and a recipe to train them."""
 
-import hashlib
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -11,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from fl_app.config import (
-    PROJECT_VARIABLE,
     WHITE,
     ConfigError,
     Recipe,
@@ -19,16 +16,21 @@ from fl_app.config import (
     RunConfig,
     project_path,
 )
-from fl_app.data import cache, folders, reading, synthetic
-from fl_app.data.decoding import AUTO, Sizing
+from fl_app.data import cache, owners, reading, synthetic
 from fl_app.data.partition import Partition
 from fl_app.data.partition import build as build_partition
-from fl_app.data.tables import BY_NAME, Columns
-from fl_app.data.tree import Tree, scan, shown
+from fl_app.data.sources import (
+    Source,
+    about_file,
+    columns_of,
+    folder_in_project,
+    folder_key,
+    keyed,
+    sizing_of,
+)
+from fl_app.data.tree import scan
 
 Array = np.ndarray[Any, Any]
-Source = tuple[str, Callable[[], cache.Built]]
-"""A cache key, which changes when the source does, and how to read the source."""
 
 
 @dataclass(frozen=True)
@@ -147,16 +149,6 @@ def _digits(config: RunConfig) -> Source:
         return "digits", reading.read_digits
     key = f"digits-{sizing.image_size}-{sizing.resize}"
     return key, lambda: reading.read_digits(sizing)
-
-
-def sizing_of(config: RunConfig) -> Sizing:
-    """Return the options that say how large images are to be."""
-    return Sizing(config.image_size, config.resize)
-
-
-def columns_of(config: RunConfig) -> Columns:
-    """Return the options that name columns of tables."""
-    return Columns(config.image_column, config.label_column)
 
 
 def _private(config: RunConfig) -> Source:
@@ -325,7 +317,7 @@ def _source(config: RunConfig, spec: DatasetSpec) -> Source:
     if folder is not None:
         tree = scan(folder)
         if config.partitioner == "auto":
-            folders.refuse_two_readings(tree.top, columns)
+            owners.refuse_two_readings(tree.top, columns)
         kind = "own" if is_own else "folder"
         return folder_key(kind, tree, columns, sizing), lambda: reading.read_folder(
             tree, columns, sizing, is_own=is_own
@@ -337,7 +329,7 @@ def _source(config: RunConfig, spec: DatasetSpec) -> Source:
             f"dataset = {name!r} is unknown; there are: {known}; or give a folder's "
             "path, or an owner/name on the Hugging Face Hub"
         )
-    key = _keyed("hub", hub_id.replace("/", "--"), "", columns, sizing)
+    key = keyed("hub", hub_id.replace("/", "--"), "", columns, sizing)
     return key, lambda: reading.read_hub(hub_id, name, columns, sizing, is_own=is_own)
 
 
@@ -359,7 +351,7 @@ def local_folder(config: RunConfig) -> Path | None:
     if name.startswith(("/", "~", ".")):
         folder = project_path(name, "dataset")
         if folder.is_file():
-            raise ConfigError(f"dataset = {name!r}: {_of_file(folder)}")
+            raise ConfigError(f"dataset = {name!r}: {about_file(folder)}")
         if not folder.is_dir():
             raise ConfigError(f"dataset = {name!r}: there is no folder {folder}")
         return folder
@@ -372,25 +364,7 @@ def local_folder(config: RunConfig) -> Path | None:
                 "the Hub"
             )
         return folder
-    return _in_project(name) if spec is None else None
-
-
-def _in_project(name: str) -> Path | None:
-    """Return the folder of that name in the project; None if there is none."""
-    if not os.environ.get(PROJECT_VARIABLE):
-        return None
-    path = project_path(name, "dataset")
-    if path.is_file():
-        raise ConfigError(f"dataset = {name!r}: {_of_file(path)}")
-    return path if path.is_dir() else None
-
-
-def _of_file(path: Path) -> str:
-    suffix = path.suffix.lower()
-    if suffix == ".parquet":
-        return f"{path} is a file: give the folder that it is in"
-    todo = "unpack it, and " if suffix in (".zip", ".tar", ".tgz", ".gz", ".7z") else ""
-    return f"{path} is a file: {todo}give the path of a folder"
+    return folder_in_project(name) if spec is None else None
 
 
 def _remarks(config: RunConfig) -> list[str]:
@@ -403,23 +377,9 @@ def _remarks(config: RunConfig) -> list[str]:
             f"dataset = {name!r} is taken for the folder {folder}, not for a data set "
             "of that name on the Hugging Face Hub"
         ]
-    if name in DATASETS and _in_project(name) is not None:
+    if name in DATASETS and folder_in_project(name) is not None:
         return [
             f"dataset = {name!r} is the data set of that name; for the folder, write "
             f"./{name}"
         ]
     return []
-
-
-def folder_key(kind: str, tree: Tree, columns: Columns, sizing: Sizing) -> str:
-    """Return a cache key that changes when a file is added, removed or altered."""
-    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", shown(Path(tree.top.path).name))[:40]
-    return _keyed(kind, name, tree.digest, columns, sizing)
-
-
-def _keyed(kind: str, name: str, digest: str, columns: Columns, sizing: Sizing) -> str:
-    """Return a key of what is read and how."""
-    if (columns, sizing) != (BY_NAME, AUTO):
-        how = repr((columns, sizing)).encode()
-        digest += ("-" if digest else "") + hashlib.sha256(how).hexdigest()[:8]
-    return "-".join(part for part in (kind, name, digest) if part)

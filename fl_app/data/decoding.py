@@ -5,46 +5,27 @@ laid out, then each is decoded to that and written away. No more than some lots 
 memory.
 """
 
-import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import accumulate
 from statistics import median_low
-from typing import Any, Literal, TypeVar
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from fl_app.config import WHITE, ConfigError, Resize
+from fl_app.config import ConfigError
 from fl_app.data import cache, pixels
 from fl_app.data.account import Account
+from fl_app.data.layouts import LIMIT, Layout, Sizing, Survey, layout
+from fl_app.data.lots import Damaged, Joined, in_lots
 from fl_app.data.pixels import DamagedError, Form, Header
 from fl_app.data.progress import watched
 from fl_app.data.tables import Table, united
 from strategies.randomness import keyed_generator
 
 Array = np.ndarray[Any, Any]
-LIMIT = 96
-"""Pixels a side that a user's own images are brought to at most, by "auto"."""
-_LOT = 200  # images that a thread looks at before it hands them over
-_MOST_DAMAGED = 5  # files that are named
-_T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class Sizing:
-    """The options that say how large images are to be."""
-
-    image_size: int | Literal["auto"] = "auto"
-    """Squares of that side; 0 is "auto" without a limit."""
-    resize: Resize = "crop"
-
-
-AUTO = Sizing()
-"""What the options say by themselves."""
 
 
 @dataclass(frozen=True)
@@ -73,29 +54,6 @@ class Source:
     account: Account = field(default_factory=Account)
 
 
-@dataclass(frozen=True)
-class Survey:
-    """What is to be known of encoded images before they can be laid out."""
-
-    class_names: list[str]
-    sizes: Mapping[tuple[int, int], int]
-    """Number of images by (width, height)."""
-    modes: frozenset[str]
-    """Pillow's names of pixel formats."""
-    side: int
-    """Median of the images' shorter sides, the lower of two."""
-    white: int = 0
-    """The level that is white in 16-bit images; 0 if there is none."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What all images of a data set are brought to."""
-
-    class_names: list[str]
-    form: Form
-
-
 def survey(
     tables: Sequence[Table], damaged: "Damaged | None" = None
 ) -> tuple[Survey, Array]:
@@ -108,11 +66,11 @@ def survey(
     Raises:
         ConfigError: files are no images, and nothing takes them in.
     """
-    every = _Joined(tables)
+    every = Joined(tables)
     own = Damaged() if damaged is None else damaged
     headers: list[Header] = []
     with watched("looking at", len(every)) as advance:
-        for found in _in_lots(every, partial(_looked_at, damaged=own)):
+        for found in in_lots(every, partial(_looked_at, damaged=own)):
             headers += found
             advance(len(found))
     if damaged is None:
@@ -127,54 +85,6 @@ def survey(
         max((one.white for one in headers), default=0),
     )
     return summary, np.array([one.size for one in headers], np.int32).reshape(-1, 2)
-
-
-def layout(
-    surveys: Sequence[Survey],
-    class_names: list[str],
-    sizing: Sizing = AUTO,
-    *,
-    limit: int | None = LIMIT,
-) -> Layout:
-    """Return what fits all training images; grey only if every one is grey.
-
-    Args:
-        surveys: of the training images, one an owner.
-        class_names: of all of them.
-        sizing: the options.
-        limit: the longest side that "auto" gives; None for any.
-
-    Raises:
-        ConfigError: there is no image, or one does not fit 8 bits.
-    """
-    if not any(one.sizes for one in surveys):
-        raise ConfigError("the data set holds no training image")
-    modes = frozenset[str]().union(*(one.modes for one in surveys))
-    if odd := modes - pixels.GREY_MODES - pixels.COLOUR_MODES:
-        raise ConfigError(
-            f"the data set holds images of mode {', '.join(sorted(odd))}, whose levels "
-            "do not fit 8 bits: scale them to 0..255 first"
-        )
-    size = _size(surveys, sizing, limit)
-    mode = "L" if modes <= pixels.GREY_MODES else "RGB"
-    white = max(one.white for one in surveys) or WHITE
-    return Layout(class_names, Form(size, mode, sizing.resize, white))
-
-
-def _size(
-    surveys: Sequence[Survey], sizing: Sizing, limit: int | None
-) -> tuple[int, int]:
-    """Return the width and height that images are brought to."""
-    if sizing.image_size != "auto" and sizing.image_size > 0:
-        return sizing.image_size, sizing.image_size
-    most = limit if sizing.image_size == "auto" and limit else 2**31
-    sizes = {size for one in surveys for size in one.sizes}
-    if len(sizes) == 1:
-        width, height = sizes.pop()
-        scale = min(1.0, most / max(width, height))
-        return max(1, round(width * scale)), max(1, round(height * scale))
-    side = min(most, median_low(one.side for one in surveys if one.sizes))
-    return side, side
 
 
 def decode(source: Source, sizing: Sizing) -> cache.Built:
@@ -200,7 +110,7 @@ def decode(source: Source, sizing: Sizing) -> cache.Built:
             "more; is this the folder that holds the class folders?"
         )
     owned = _owned(source)
-    joined, labels = _Joined(tables), _labels(tables, names)
+    joined, labels = Joined(tables), _labels(tables, names)
     kept = {"train": np.arange(len(labels))}
     if source.test is None and source.take_test:
         is_test = test_mask(labels, num_classes=len(names))
@@ -208,7 +118,7 @@ def decode(source: Source, sizing: Sizing) -> cache.Built:
         tested, test_labels = joined, labels
     else:
         others = [source.test] if source.test else []
-        tested, test_labels = _Joined(others), _labels(others, names)
+        tested, test_labels = Joined(others), _labels(others, names)
         kept["test"] = np.arange(len(test_labels))
     account = source.account
     account.num_images, account.num_classes = len(labels), len(names)
@@ -273,34 +183,6 @@ def own_validation(clients: Sequence[Client]) -> Array:
     )
 
 
-class Damaged:
-    """The images that cannot be read, with the reasons: all of them are told at once.
-
-    What is read of them meanwhile is black, and must not be used.
-    """
-
-    def __init__(self) -> None:
-        self.reasons: dict[str, str] = {}
-        """By place."""
-
-    def add(self, place: str, what: str, reason: DamagedError) -> None:
-        """Take in one; what is known of it already stays."""
-        self.reasons.setdefault(place, f"{place} {what} ({reason})")
-
-    def check(self) -> None:
-        """Raises: ConfigError: there is one; the message names the first ones."""
-        number = len(self.reasons)
-        named = "; ".join(sorted(self.reasons.values())[:_MOST_DAMAGED])
-        if number == 1:
-            raise ConfigError(f"{named}: mend or remove it")
-        if number > 1:
-            more = f"; and {number - _MOST_DAMAGED} more"
-            raise ConfigError(
-                f"{number} files are damaged: {named}"
-                f"{more if number > _MOST_DAMAGED else ''}: mend or remove them"
-            )
-
-
 @dataclass(frozen=True)
 class Into:
     """What images are brought to, and what takes in how that went."""
@@ -333,7 +215,7 @@ def decoded(
 
     def pieces() -> Iterator[Array]:
         with watched("decoding", len(chosen)) as advance:
-            for found in _in_lots(images, partial(_brought, into=into), chosen):
+            for found in in_lots(images, partial(_brought, into=into), chosen):
                 for _, words in found:
                     into.done.update(words)
                 piece = np.stack([levels for levels, _ in found])
@@ -355,7 +237,7 @@ def arrays_of(
     Raises:
         ConfigError: an image cannot be decoded.
     """
-    every = _Joined(tables)
+    every = Joined(tables)
     into = Into(to.form, account.done if account else Counter(), Damaged())
     stream = decoded(every, np.arange(len(every)), into)
     images = np.empty(stream.shape, np.uint8)
@@ -365,46 +247,6 @@ def arrays_of(
         at += len(piece)
     into.damaged.check()
     return images, _labels(tables, to.class_names)
-
-
-class _Joined(Sequence[tuple[bytes, str]]):
-    """The images of several tables one after the other, with their places."""
-
-    def __init__(self, tables: Sequence[Table]) -> None:
-        self._tables = list(tables)
-        self._ends = list(accumulate(len(table.images) for table in tables))
-
-    def __len__(self) -> int:
-        return self._ends[-1] if self._ends else 0
-
-    def __getitem__(self, index: Any) -> Any:
-        table = int(np.searchsorted(self._ends, index, side="right"))
-        row = int(index) - (self._ends[table - 1] if table else 0)
-        place = self._tables[table].places[row]
-        try:
-            return self._tables[table].images[row], place
-        except OSError as error:
-            raise ConfigError(f"{place} cannot be read: {error.strerror}") from error
-
-
-def _in_lots(
-    images: Sequence[tuple[bytes, str]],
-    look: Callable[[Sequence[tuple[bytes, str]], Array], _T],
-    chosen: Array | None = None,
-) -> Iterator[_T]:
-    """Yield what is found in lots of images, in order; threads share them.
-
-    No more lots are begun than there is work for, so that few are in memory.
-    """
-    indices = np.arange(len(images)) if chosen is None else chosen
-    workers = os.cpu_count() or 1
-    lots = [indices[i : i + _LOT] for i in range(0, len(indices), _LOT)]
-    with ThreadPoolExecutor(workers) as pool:
-        ahead = [pool.submit(look, images, lot) for lot in lots[: 2 * workers]]
-        for following in [*lots[2 * workers :], *([None] * len(ahead))]:
-            yield ahead.pop(0).result()
-            if following is not None:
-                ahead.append(pool.submit(look, images, following))
 
 
 def _looked_at(

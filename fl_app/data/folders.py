@@ -1,4 +1,4 @@
-"""What a tree of folders means: splits, classes, owners; or why that cannot be told.
+"""What a tree of folders means: splits and classes; or why that cannot be told.
 
 The class is the first level below the set, and deeper folders belong to it. Splits come
 from exact names of folders, where they stand over classes that agree; names of image
@@ -6,34 +6,26 @@ files decide nothing. What could be read in two ways is refused, with both.
 """
 
 import os
-import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from fl_app.config import ConfigError
-from fl_app.data import tables
+from fl_app.data import metadata, parquet, tables
 from fl_app.data.account import kinds
+from fl_app.data.splits import (
+    TRAIN,
+    listed,
+    mention_splits,
+    split_of,
+    split_of_table,
+)
 from fl_app.data.tables import BY_NAME, Columns, Table
 from fl_app.data.tree import UNREAD_PICTURES, Folder, shown
 
-TRAIN, VALIDATION, TEST = "train", "validation", "test"
-_SPLITS = {
-    **dict.fromkeys(("train", "training"), TRAIN),
-    **dict.fromkeys(("val", "valid", "validation", "dev", "eval"), VALIDATION),
-    **dict.fromkeys(("test", "testing"), TEST),
-}
-_SHARD = r"(?:[-_.]\d+)?(?:-of-\d+)?(?:-[0-9a-f]{8,})?"
-_EXACT = re.compile(rf"({'|'.join(_SPLITS)}){_SHARD}", re.IGNORECASE)
 Known = frozenset[str]
 """Names of classes that others of the federation have, or the options."""
 NOTHING: Known = frozenset()
-
-
-def split_of(name: str) -> str | None:
-    """Return the split that a folder's whole name stands for; None for none."""
-    return _SPLITS.get(name.casefold())
 
 
 @dataclass
@@ -48,13 +40,12 @@ class Content:
     cautions: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-
-@dataclass
-class Owned:
-    """The sets of the owners, and the test images that are nobody's."""
-
-    owners: dict[str, Content]
-    test: Content | None
+    def take_over(self, other: "Content") -> None:
+        """Add what was noticed in reading another one."""
+        self.passed_over.update(other.passed_over)
+        self.used |= other.used
+        self.cautions += other.cautions
+        self.notes += other.notes
 
 
 def read_set(
@@ -92,7 +83,7 @@ def inside(top: Folder, columns: Columns, known: Known = NOTHING) -> Folder:
     chain = [top]
     while True:
         folder = chain[-1]
-        labelled = tables.gives_labels(folder.metadata, columns)
+        labelled = metadata.gives_labels(folder.metadata, columns)
         if folder.images or folder.tables or labelled or len(folder.full) != 1:
             break
         (only,) = folder.full
@@ -112,220 +103,15 @@ def inside(top: Folder, columns: Columns, known: Known = NOTHING) -> Folder:
     )
 
 
-def refuse_two_readings(top: Folder, columns: Columns) -> None:
-    """Refuse what may be sites with classes in them, or classes with folders in them.
-
-    Raises:
-        ConfigError: names recur on the second level of the folder, or of its splits.
-    """
-    folder = inside(top, columns)
-    parts = [folder]
-    if folder.full and all(split_of(f.name) for f in folder.full):
-        parts = folder.full
-    for part in parts:
-        uppers = part.full
-        if _labelled(part, columns):
-            continue
-        if sum(bool(f.num_tables and not f.num_images) for f in uppers) > 1:
-            raise ConfigError(
-                f"{shown(top.path)}: there are Parquet files in "
-                f"{_listed(f.name for f in uppers)}. Are these sites, each with its "
-                'own data? Then give partitioner="folders". Else give the partitioner '
-                'that is to deal all of it out, such as partitioner="dirichlet"'
-            )
-        lower = Counter(
-            name for upper in uppers for name in {f.name.casefold() for f in upper.full}
-        )
-        recurring = {name for name, number in lower.items() if number > 1}
-        if recurring and all(map(split_of, recurring)):
-            raise ConfigError(_splits_below(part, uppers))
-        if recurring:
-            raise ConfigError(_two_readings(top, uppers))
-
-
-def _splits_below(folder: Folder, uppers: Sequence[Folder]) -> str:
-    some = next(f for upper in uppers for f in upper.full if split_of(f.name))
-    upper = next(f for f in uppers if some in f.full)
-    return (
-        f"{shown(folder.path)}: there are splits below "
-        f"{_listed(f.name for f in uppers)}. If these are sites, each with its own "
-        f'splits, give partitioner="folders". If they are classes, splits must stand '
-        f"over them: move "
-        f"{upper.name}/{some.name} to {some.name}/{upper.name}, and so on"
-    )
-
-
-def _two_readings(top: Folder, uppers: Sequence[Folder]) -> str:
-    below: Counter[str] = Counter()
-    for upper in uppers:
-        for folder in upper.full:
-            below[folder.name] += folder.num_images
-    first = _listed(f"{f.name} ({f.num_images:,})" for f in uppers)
-    second = _listed(f"{name} ({number:,})" for name, number in sorted(below.items()))
-    return (
-        f"{shown(top.path)} can be read in two ways, and which is meant cannot be told "
-        f"from the names. Sites {first} with the classes {second}: then give "
-        f'partitioner="folders". Or classes {first} with folders such as '
-        f"{next(iter(below))!r} in them: then give the partitioner that is to deal the "
-        'images out, such as partitioner="dirichlet"'
-    )
-
-
-def read_owners(top: Folder, columns: Columns = BY_NAME) -> Owned:
-    """Return the sets of a folder of folders, one for each owner.
-
-    A folder `test` in it is nobody's. Splits may also stand over the owners.
-
-    Raises:
-        ConfigError: an owner has no image, or it cannot be told what a folder means.
-    """
-    rest, tests = owner_folders(top)
-    if not rest:
-        return _owners_in_splits(_around_owners(top), columns)
-    known = _known_classes(rest, columns)
-    owners = {f.name: read_set(f, columns, known) for f in rest}
-    return Owned(owners, _merged([_test_of(f, columns, known) for f in tests]))
-
-
-def owner_folders(top: Folder) -> tuple[list[Folder], list[Folder]]:
-    """Return the folders of the owners, and those of nobody's test images.
-
-    There are neither where splits stand over the owners.
-
-    Raises:
-        ConfigError: see `read_owners`.
-    """
-    top = _around_owners(top)
-    if top.images:
-        raise ConfigError(_loose(top))
-    named = [f for f in top.folders if split_of(f.name)]
-    rest = [f for f in top.folders if not split_of(f.name)]
-    trains = [f for f in named if split_of(f.name) != TEST]
-    if trains and not rest:
-        return [], []
-    if trains:
-        raise ConfigError(
-            f"{shown(trains[0].path)} stands beside clients' folders "
-            f"({_listed(f.name for f in rest)}): if it is a client, rename it; if it "
-            "is a split, it must stand in the folder of the client that it belongs to"
-        )
-    if not rest:
-        raise ConfigError(
-            f"partitioner = 'folders' finds no client folder in {shown(top.path)}: "
-            "each sub-folder is one client, with class folders or Parquet files in it"
-        )
-    for folder in rest:
-        _refuse_empty(folder)
-    if len({f.name for f in rest}) < len(rest):
-        raise ConfigError(f"{shown(top.path)}: two clients' folders have one name")
-    return rest, named
-
-
-def _around_owners(top: Folder) -> Folder:
-    """Look through a folder around all: one whose folders hold the same names."""
-    folder = top
-    while not folder.images and not folder.tables and len(folder.folders) == 1:
-        (only,) = folder.folders
-        lower = Counter(f.name for inner in only.full for f in inner.full)
-        holds_tables = all(f.num_tables for f in only.full)
-        if split_of(only.name) or not (
-            any(n > 1 for n in lower.values()) or (len(only.full) > 1 and holds_tables)
-        ):
-            return folder
-        folder = only
-    return folder
-
-
-def _owners_in_splits(top: Folder, columns: Columns) -> Owned:
-    """Read `train/north/ill` and the like."""
-    parts: dict[str, dict[str, Folder]] = defaultdict(dict)
-    server: list[Folder] = []
-    for folder in top.full:
-        split = split_of(folder.name)
-        assert split is not None
-        if split == TEST and all(f.images and not f.full for f in folder.full):
-            server.append(folder)
-            continue
-        for owner in folder.full:
-            parts[owner.name].setdefault(split, owner)
-    lacking = [name for name, splits in parts.items() if TRAIN not in splits]
-    if lacking or not parts:
-        raise ConfigError(
-            f"{shown(top.path)}: {_listed(lacking) or 'no client'} has images to "
-            "validate or test with and none to train on; with partitioner = 'folders' "
-            "each folder in a split is a client"
-        )
-    trained = [splits[TRAIN] for splits in parts.values()]
-    known = _known_classes(trained, columns)
-    owners = {}
-    for name, splits in sorted(parts.items()):
-        contents = {s: read_set(f, columns, known) for s, f in splits.items()}
-        owners[name] = Content({})
-        for split, content in contents.items():
-            if content.splits.keys() != {TRAIN}:
-                raise ConfigError(
-                    f"{shown(splits[split].path)} has splits in it, below a split"
-                )
-            owners[name].splits[split] = content.splits[TRAIN]
-            _take_over(owners[name], content)
-    tests = [_test_of(folder, columns, known) for folder in server]
-    return Owned(owners, _merged(tests))
-
-
-def _test_of(folder: Folder, columns: Columns, known: Known) -> Content:
-    """Return a folder's images, all of them for testing."""
-    content = read_set(folder, columns, known)
-    content.splits = {TEST: tables.joined(list(content.splits.values()))}
-    return content
-
-
-def _merged(contents: Sequence[Content]) -> Content | None:
-    if not contents:
-        return None
-    first, *others = contents
-    for other in others:
-        first.splits[TEST] = tables.joined([first.splits[TEST], other.splits[TEST]])
-        _take_over(first, other)
-    return first
-
-
-def _take_over(content: Content, other: Content) -> None:
-    content.passed_over.update(other.passed_over)
-    content.used |= other.used
-    content.cautions += other.cautions
-    content.notes += other.notes
-
-
-def _known_classes(owners: Sequence[Folder], columns: Columns) -> Known:
-    """Return the classes of owners that have several: with them there is no doubt."""
-    found: set[str] = set()
-    for folder in owners:
-        if len(folder.full) > 1 and not folder.num_tables:
-            for table in read_set(folder, columns).splits.values():
-                found.update(table.class_names)
-    return frozenset(found)
-
-
-def _refuse_empty(folder: Folder) -> None:
-    if folder.num_images or folder.num_tables:
-        return
-    others = kinds(folder.passed_over())
-    raise ConfigError(
-        f"{shown(folder.path)} holds no image that is read"
-        + (f" (there are {others})" if others else "")
-        + ": remove the folder, or put images into it"
-    )
-
-
 # --- classes
 
 
 def _of_classes(folder: Folder, columns: Columns, content: Content) -> Table:
     """Return the images of a folder of class folders."""
-    if labelled := _labelled(folder, columns):
+    if labelled := labelled_in(folder, columns):
         return _of_labels(folder, labelled, columns, content)
     if folder.images:
-        raise ConfigError(_loose(folder))
+        raise ConfigError(loose(folder))
     if not folder.full:
         raise ConfigError(_nothing(folder))
     for inner in folder.folders:
@@ -339,7 +125,8 @@ def _of_classes(folder: Folder, columns: Columns, content: Content) -> Table:
     return tables.of_files(paths, labels)
 
 
-def _loose(folder: Folder) -> str:
+def loose(folder: Folder) -> str:
+    """Return why images that lie in no class folder are refused."""
     beside = " beside folders" if folder.full else ""
     return (
         f"{shown(folder.path)} holds images{beside} "
@@ -371,7 +158,7 @@ def _refuse_lost(folder: Folder) -> None:
 def _refuse_splits_below(folder: Folder) -> None:
     below = [f for c in folder.full for f in c.full if split_of(f.name)]
     if len(below) > 1:
-        raise ConfigError(_splits_below(folder, folder.full))
+        raise ConfigError(splits_below(folder, folder.full))
 
 
 # --- splits
@@ -381,9 +168,9 @@ def _splits(folder: Folder, columns: Columns) -> dict[str, list[Folder]] | None:
     """Return the folders of each split; None if there are none."""
     full = folder.full
     named = [f for f in full if split_of(f.name)]
-    if not named or folder.images or (folder.metadata and _labelled(folder, columns)):
+    if not named or folder.images or (folder.metadata and labelled_in(folder, columns)):
         return None
-    over = [f for f in named if not f.images or _labelled(f, columns)]
+    over = [f for f in named if not f.images or labelled_in(f, columns)]
     below = {name.casefold() for f in over for name in _names(f)}
     if len(named) == len(full):
         if len(over) < len(named):
@@ -405,8 +192,8 @@ def _splits(folder: Folder, columns: Columns) -> dict[str, list[Folder]] | None:
     ):
         return None  # a class that is called train
     raise ConfigError(
-        f"{shown(folder.path)}: {_listed(f.name for f in over)} may be a split with "
-        f"classes in it, and stands beside {_listed(f.name for f in others)}, which "
+        f"{shown(folder.path)}: {listed(f.name for f in over)} may be a split with "
+        f"classes in it, and stands beside {listed(f.name for f in others)}, which "
         "are none: keep splits alone in their folder; if it is a class, rename it"
     )
 
@@ -425,7 +212,7 @@ def _agree(
     folders = [f for of in splits.values() for f in of]
     if TRAIN not in splits:
         raise ConfigError(
-            f"{_listed(shown(f.path) for f in folders)} are called as splits, and "
+            f"{listed(shown(f.path) for f in folders)} are called as splits, and "
             "none of them is train"
         )
     several = [f for f in folders if len(f.full) > 1]
@@ -437,9 +224,9 @@ def _agree(
     for other, theirs in names.items():
         if not names[TRAIN] & theirs:
             raise ConfigError(
-                f"{_listed(shown(f.path) for f in folders)} are called as splits, and "
-                f"have no class in common: {_listed(sorted(names[TRAIN]))} in train, "
-                f"{_listed(sorted(theirs))} in {other}"
+                f"{listed(shown(f.path) for f in folders)} are called as splits, and "
+                f"have no class in common: {listed(sorted(names[TRAIN]))} in train, "
+                f"{listed(sorted(theirs))} in {other}"
             )
     content.cautions += _one_sided(names)
 
@@ -457,11 +244,11 @@ def _one_sided(names: Mapping[str, set[str]]) -> list[str]:
 # --- labels in a file
 
 
-def _labelled(folder: Folder, columns: Columns) -> list[Folder]:
+def labelled_in(folder: Folder, columns: Columns) -> list[Folder]:
     """Return the folders whose metadata.csv gives classes: this, or those in it."""
-    if tables.gives_labels(folder.metadata, columns):
+    if metadata.gives_labels(folder.metadata, columns):
         return [folder]
-    return [f for f in folder.folders if tables.gives_labels(f.metadata, columns)]
+    return [f for f in folder.folders if metadata.gives_labels(f.metadata, columns)]
 
 
 def _of_labels(
@@ -469,10 +256,10 @@ def _of_labels(
 ) -> Table:
     found = []
     if folder.images and folder not in labelled:
-        raise ConfigError(_loose(folder))
+        raise ConfigError(loose(folder))
     for one in labelled:
         images = one.all_images()
-        table = tables.of_metadata(str(one.metadata), images, columns)
+        table = metadata.of_metadata(str(one.metadata), images, columns)
         if len(images) > len(table.images):
             number = len(images) - len(table.images)
             content.passed_over["images not named in metadata.csv"] += number
@@ -508,15 +295,15 @@ def _refuse_disagreement(folder: Folder, table: Table) -> None:
 def _pictured(top: Folder, columns: Columns) -> list[str]:
     """Return the Parquet files that hold images."""
     paths = [path for folder in top.walk() for path in folder.tables]
-    schemas = {path: tables.schema_of(path, columns.image) for path in paths}
+    schemas = {path: parquet.schema_of(path, columns.image) for path in paths}
     pictured = [p for p in paths if schemas[p].images]
-    if top.num_images and any(tables.holds_images(p, schemas[p]) for p in pictured):
+    if top.num_images and any(parquet.holds_images(p, schemas[p]) for p in pictured):
         raise ConfigError(
             f"{shown(top.path)} holds image files and a Parquet file with images "
             f"({shown(pictured[0])}): keep one of them"
         )
     if paths and not pictured and not top.num_images:
-        tables.columns_of(shown(paths[0]), schemas[paths[0]], columns)
+        parquet.columns_of(shown(paths[0]), schemas[paths[0]], columns)
     return pictured
 
 
@@ -525,16 +312,16 @@ def _of_parquet(
 ) -> Content:
     splits: dict[str | None, list[str]] = defaultdict(list)
     for path in paths:
-        splits[_split_of_table(top, path)].append(path)
-    if None in splits and (len(splits) > 1 or _mention_splits(splits[None])):
-        some = _listed(os.path.basename(p) for p in splits[None])
+        splits[split_of_table(top, path)].append(path)
+    if None in splits and (len(splits) > 1 or mention_splits(splits[None])):
+        some = listed(os.path.basename(p) for p in splits[None])
         raise ConfigError(
             f"{shown(top.path)}: it cannot be told to which split {some} belong: call "
             "the files train.parquet and test.parquet, or put them into folders of "
             "that name"
         )
     for split, of in splits.items():
-        found = [tables.of_parquet(path, columns) for path in of]
+        found = [parquet.of_parquet(path, columns) for path in of]
         content.splits[split or TRAIN] = tables.joined(found)
     rows = sum(len(table.labels) for table in content.splits.values())
     if top.num_images > rows:
@@ -549,29 +336,14 @@ def _of_parquet(
     return content
 
 
-def _split_of_table(top: Folder, path: str) -> str | None:
-    relative = Path(path).relative_to(top.path)
-    exact = _EXACT.fullmatch(relative.stem)
-    found = {split_of(part) for part in relative.parts[:-1]} - {None}
-    if exact:
-        found.add(_SPLITS[exact[1].casefold()])
-    if len(found) > 1:
-        raise ConfigError(
-            f"{shown(path)}: its name and its folder say different splits"
-        )
-    return next(iter(found), None)
-
-
-def _mention_splits(paths: Sequence[str]) -> bool:
-    """Whether names of several files contain words of splits, other than wholly."""
-    words = [
-        {split_of(w) for w in re.split(r"[^a-z]+", Path(p).stem.casefold())} - {None}
-        for p in paths
-    ]
-    return len(paths) > 1 and any(words) and len({frozenset(w) for w in words}) > 1
-
-
-def _listed(names: Iterable[str], most: int = 6) -> str:
-    names = list(names)
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+def splits_below(folder: Folder, uppers: Sequence[Folder]) -> str:
+    """Return why splits below the first level are refused."""
+    some = next(f for upper in uppers for f in upper.full if split_of(f.name))
+    upper = next(f for f in uppers if some in f.full)
+    return (
+        f"{shown(folder.path)}: there are splits below "
+        f"{listed(f.name for f in uppers)}. If these are sites, each with its own "
+        f'splits, give partitioner="folders". If they are classes, splits must stand '
+        f"over them: move "
+        f"{upper.name}/{some.name} to {some.name}/{upper.name}, and so on"
+    )

@@ -22,17 +22,13 @@ import numpy as np
 from fl_app.config import WHITE, ConfigError, RunConfig, project_path
 from fl_app.data import cache, decoding, reading
 from fl_app.data.account import Account
-from fl_app.data.datasets import (
-    Dataset,
-    columns_of,
-    folder_key,
-    recipe_augmentation,
-    sizing_of,
-)
-from fl_app.data.decoding import Array, Client, Layout, Survey
+from fl_app.data.datasets import Dataset, recipe_augmentation
+from fl_app.data.decoding import Array, Client
 from fl_app.data.folders import Known
+from fl_app.data.layouts import Layout, Survey, layout
 from fl_app.data.partition import Partition
 from fl_app.data.pixels import Form
+from fl_app.data.sources import columns_of, folder_key, sizing_of
 from fl_app.data.tables import Table, united
 from fl_app.data.tree import Tree, scan
 
@@ -190,7 +186,7 @@ class Agreement:
         for node in sorted(told):
             try:
                 client, seen = _told(told[node])
-                decoding.layout([seen], seen.class_names)  # its images can be used
+                layout([seen], seen.class_names)  # its images can be used
                 if client in surveys:
                     raise ValueError(f"another node is client {client!r} already")
                 if allowed is not None and (odd := set(seen.class_names) - {*allowed}):
@@ -206,7 +202,7 @@ class Agreement:
             return "{}", refused
         in_order = [surveys[client] for client in sorted(surveys)]
         names = allowed or united([one.class_names for one in in_order])
-        to = decoding.layout(in_order, names, sizing_of(self._config))
+        to = layout(in_order, names, sizing_of(self._config))
         self._agreed = {**_layout_json(to), "mean": [], "std": []}
         return json.dumps(self._agreed), refused
 

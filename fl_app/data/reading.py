@@ -7,20 +7,20 @@ from typing import Any
 import numpy as np
 
 from fl_app.config import ConfigError
-from fl_app.data import cache, folders, tables
+from fl_app.data import cache, folders, owners, parquet, tables
 from fl_app.data.account import Account
 from fl_app.data.decoding import (
-    AUTO,
     Client,
-    Sizing,
     Source,
     decode,
     describe,
     resized,
     with_test,
 )
-from fl_app.data.folders import TEST, TRAIN, VALIDATION, Content
+from fl_app.data.folders import Content
+from fl_app.data.layouts import AUTO, Sizing
 from fl_app.data.pixels import Form
+from fl_app.data.splits import TEST, TRAIN, VALIDATION, split_of
 from fl_app.data.tables import BY_NAME, Columns, Table
 from fl_app.data.tree import Tree
 
@@ -61,7 +61,7 @@ def read_hub(
         )
         train = _hub_table(hub.load_split("train"), hub_id, columns)
         names = {"train"} | set(hub._dataset)
-        joins = [n for n in names if is_own and folders.split_of(n) == VALIDATION]
+        joins = [n for n in names if is_own and split_of(n) == VALIDATION]
         for name in joins:
             train = tables.joined(
                 [train, _hub_table(hub.load_split(name), hub_id, columns)]
@@ -98,12 +98,12 @@ def _hub_table(split: Any, source: str, columns: Columns) -> Table:
         for n, f in features.items()
         if isinstance(f, datasets.ClassLabel)
     }
-    schema = tables.Schema(list(features), images, classes)
-    image, label = tables.columns_of(source, schema, columns)
+    schema = parquet.Schema(list(features), images, classes)
+    image, label = parquet.columns_of(source, schema, columns)
     if isinstance(features[image], datasets.Image):
         split = split.cast_column(image, datasets.Image(decode=False))
     table = split.select_columns([image, label]).with_format("arrow")[:]
-    return tables.of_arrow(
+    return parquet.of_arrow(
         *(table.column(image), table.column(label)),
         source=source,
         label=label,
@@ -131,7 +131,7 @@ def read_folder(
 
 def read_owners(tree: Tree, columns: Columns, sizing: Sizing) -> cache.Built:
     """Return a folder of folders, one per client; `test/` in it is the server's."""
-    owned = folders.read_owners(tree.top, columns)
+    owned = owners.read_owners(tree.top, columns)
     contents = [*owned.owners.values(), *([owned.test] if owned.test else [])]
     account = _account(tree, contents)
     tests = [c.splits[TEST] for c in contents if TEST in c.splits]
