@@ -318,7 +318,46 @@ def test_folders_around_folders(tmp_path: Path) -> None:
     assert look(tmp_path).train == {"cat": 8, "dog": 8}
 
 
+def test_a_folder_around_the_classes_of_each_split(tmp_path: Path) -> None:
+    for split, number in (("train", 6), ("test", 3)):
+        plant(tmp_path / split / "images", {"cat": number, "dog": number})
+    seen = look(tmp_path)
+    assert seen.train == {"cat": 6, "dog": 6}
+    assert seen.test == {"cat": 3, "dog": 3}
+
+
+def test_folders_of_other_files_are_not_around_anything(tmp_path: Path) -> None:
+    """As tools for objects in images lay it out: `labels` beside `images`."""
+    for split, number in (("train", 6), ("val", 2)):
+        plant(tmp_path / "images" / split, {"cat": number, "dog": number})
+        put(tmp_path / "labels" / split / "000.txt", "0 0.5 0.5 1 1")
+    assert look(tmp_path).all == {"cat": 8, "dog": 8}
+
+
 # --- what is not told by folders
+
+
+@pytest.mark.parametrize("name", ["test", "test1", "unlabelled"])
+def test_images_to_be_classified_are_no_class(tmp_path: Path, name: str) -> None:
+    """A contest's test images lie in no class folder."""
+    plant(tmp_path, {"train/cat": 5, "train/dog": 5, name: 5})
+    assert name in refusal(tmp_path)
+
+
+def test_names_that_cannot_be_printed_are_said(tmp_path: Path) -> None:
+    plant(tmp_path, {"cat": 5, "dog": 5})
+    put(tmp_path / "cat" / unreadable_name("Läufer.png"), photo())
+    assert look(tmp_path).all == {"cat": 6, "dog": 5}
+    put(tmp_path / "dog" / unreadable_name("Größe.png"), "none")
+    said = refusal(tmp_path)
+    assert said.encode()
+    assert "Größe.png" in said
+
+
+def test_a_long_name(tmp_path: Path) -> None:
+    """A file in the cache is called after it."""
+    plant(tmp_path / ("x" * 250), {"cat": 5, "y" * 250: 5})
+    assert look(tmp_path / ("x" * 250)).train == {"cat": 4, "y" * 250: 4}
 
 
 def test_loose_images_in_a_split_are_refused(tmp_path: Path) -> None:
@@ -552,6 +591,13 @@ def test_links_into_nowhere_are_counted(tmp_path: Path) -> None:
     assert passed_over(seen.data.account) == 2
     assert "nowhere" in seen.data.account
     assert seen.data.warnings  # 2 of 12
+
+
+def test_links_to_each_other(tmp_path: Path) -> None:
+    plant(tmp_path, {"cat/a": 5, "dog/b": 5})
+    (tmp_path / "cat" / "a" / "link").symlink_to(tmp_path / "dog")
+    (tmp_path / "dog" / "b" / "link").symlink_to(tmp_path / "cat")
+    assert look(tmp_path).all == {"cat": 5, "dog": 5}
 
 
 def test_a_link_to_itself_is_one_into_nowhere(tmp_path: Path) -> None:

@@ -332,6 +332,14 @@ def write_split(path: Path, number: int, first: int = 0) -> None:
             8,
             2,
         ),
+        (
+            {
+                "train-00000-of-00001-8d2f0b5c7a1e4f36.parquet": 10,
+                "test-00000-of-00001-1c7de0a94b5f2836.parquet": 4,
+            },
+            5,
+            2,
+        ),
         ({"train_0.parquet": 10, "train_1.parquet": 6, "test_0.parquet": 4}, 8, 2),
         ({"train/0.parquet": 10, "train/1.parquet": 6, "test/0.parquet": 4}, 8, 2),
         ({"data/train-00000-of-00001.parquet": 10, "data/test.parquet": 4}, 5, 2),

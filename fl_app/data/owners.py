@@ -5,7 +5,7 @@ partitioner says which is meant, and where it does not, both readings are told.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from fl_app.config import ConfigError
@@ -33,20 +33,32 @@ class Owned:
     test: Content | None
 
 
-def _two_readings(top: Folder, uppers: Sequence[Folder]) -> str:
-    below: Counter[str] = Counter()
-    for upper in uppers:
-        for folder in upper.full:
-            below[folder.name] += folder.num_images
-    first = listed(f"{f.name} ({f.num_images:,})" for f in uppers)
-    second = listed(f"{name} ({number:,})" for name, number in sorted(below.items()))
+def _two_readings(top: Folder, uppers: Sequence[Folder], columns: Columns) -> str:
+    first = _numbered(f.name for f in uppers for _ in range(f.num_images))
+    lower = next(f.name for upper in uppers for f in upper.full)
+    try:
+        owned = read_owners(top, columns)
+    except ConfigError as error:
+        sites = f"Sites {first}, which could not be read so: {error}"
+    else:
+        tables = {n: list(c.splits.values()) for n, c in owned.owners.items()}
+        of = _numbered(n for n, ts in tables.items() for t in ts for _ in t.labels)
+        every = [label for ts in tables.values() for t in ts for label in t.labels]
+        sites = (
+            f"Sites {of} with the classes {_numbered(every)}: then give "
+            'partitioner="folders"'
+        )
     return (
         f"{shown(top.path)} can be read in two ways, and which is meant cannot be told "
-        f"from the names. Sites {first} with the classes {second}: then give "
-        f'partitioner="folders". Or classes {first} with folders such as '
-        f"{next(iter(below))!r} in them: then give the partitioner that is to deal the "
-        'images out, such as partitioner="dirichlet"'
+        f"from the names. {sites}. Or classes {first} with folders such as {lower!r} "
+        "in them: then give the partitioner that is to deal the images out, such as "
+        'partitioner="dirichlet"'
     )
+
+
+def _numbered(names: Iterable[str]) -> str:
+    """Return names with how often each occurs."""
+    return listed(f"{name} ({n:,})" for name, n in sorted(Counter(names).items()))
 
 
 def read_owners(top: Folder, columns: Columns = BY_NAME) -> Owned:
@@ -216,4 +228,4 @@ def refuse_two_readings(top: Folder, columns: Columns) -> None:
         if recurring and all(map(split_of, recurring)):
             raise ConfigError(splits_below(part, uppers))
         if recurring:
-            raise ConfigError(_two_readings(top, uppers))
+            raise ConfigError(_two_readings(top, uppers, columns))

@@ -94,8 +94,8 @@ def read(encoded: bytes, form: Form) -> tuple[Array, list[str]]:
 
 def _header(image: Image.Image, encoded: bytes) -> Header:
     width, height = image.size
-    if _orientation(image, encoded) in _TURNED:
-        width, height = height, width
+    if image.format != "TIFF" and _orientation(image, encoded) in _TURNED:
+        width, height = height, width  # a TIFF's size is that of what it shows
     white = _white(image) if image.mode in DEEP_MODES else 0
     return Header((width, height), image.mode, white)
 
@@ -114,8 +114,9 @@ def levels(image: Image.Image, form: Form) -> tuple[Array, list[str]]:
     done: list[str] = []
     if getattr(image, "is_animated", False):
         done.append("of several pictures: the first taken")
-    image.load()
-    if image.getexif().get(_ORIENTATION, 1) in range(2, 9):
+    lies = image.getexif().get(_ORIENTATION, 1) in range(2, 9)
+    image.load()  # which turns a TIFF by itself
+    if lies:
         image = ImageOps.exif_transpose(image)
         done.append("turned upright by EXIF")
     if image.mode in DEEP_MODES:
@@ -150,7 +151,13 @@ def fitted(image: Image.Image, size: tuple[int, int], how: Resize) -> Image.Imag
     if how == "crop":
         return ImageOps.fit(image, size, bilinear)
     if how == "letterbox":
-        return ImageOps.pad(image, size, bilinear, color=0)
+        scale = min(size[0] / image.width, size[1] / image.height)
+        width = max(1, round(image.width * scale))
+        height = max(1, round(image.height * scale))
+        whole = Image.new(image.mode, size)
+        at = ((size[0] - width) // 2, (size[1] - height) // 2)
+        whole.paste(image.resize((width, height), bilinear), at)
+        return whole
     return image.resize(size, bilinear)
 
 

@@ -177,7 +177,7 @@ class _Scanner:
             self._num_leftovers += 1
         elif entry.is_dir(follow_symlinks=False):
             self._add(into, entry.path)
-        elif entry.is_symlink() and entry.is_dir():
+        elif entry.is_symlink() and os.path.isdir(entry.path):
             self._links.append((into, entry.path))
         else:
             self._file(into, entry)
