@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _READ_BY = ("dataset", "partitioner", "data-dir", "image-column", "label-column")
 """Options that say what data is read, and how; each is a text."""
-_WITHOUT_BATCH_NORMALISATION = "cnn"
+_WITHOUT_BATCH_NORMALISATION = "lenet"
 
 
 class _Verdict(NamedTuple):

@@ -4,19 +4,24 @@ import contextlib
 import os
 import tempfile
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from fl_app.config import ConfigError
+from fl_app.data import private
+from tests.conftest import make_config
 from tests.own_folders import (
     FORMATS,
     Counts,
+    by_class,
     images_read,
     look,
     passed_over,
@@ -31,23 +36,13 @@ MANY = settings(
     phases=[Phase.reuse, Phase.generate],  # to shrink a tree takes minutes
     suppress_health_check=list(HealthCheck),
 )
+FEWER = settings(MANY, max_examples=30)
 
 NAMES = [
     *("cat", "Dog", "krank (Stufe 1.5)", "été", "Läsion", "größer", "ναι", "άλφα"),
     *("健康", "病気", "здоров", "St. Mary's", 'ward "B"', "a=b, c", "back\\slash"),
-    *(
-        "10",
-        "9",
-        "007",
-        "2",
-        "x{1}",
-        "[y]",
-        "100 %",
-        "#1",
-        "~tmp",
-        "car.v2",
-        "test strip",
-    ),
+    *("10", "9", "007", "2", "x{1}", "[y]", "100 %", "#1", "~tmp", "car.v2"),
+    *("test strip", "trains"),
 ]
 """Of classes and owners; none is one of the words for splits."""
 SPLITS = {
@@ -95,11 +90,24 @@ class Drawn:
     """A tree on the disk, and what a reader must find in it."""
 
     root: Path
+    classes: list[str] = field(default_factory=list)
     counts: dict[str, Counts] = field(default_factory=dict)
-    """Images by split (or owner and split) and class."""
+    """Images by owner and split, "north/train", and class."""
     num_others: int = 0
     num_leftovers: int = 0
     damaged: list[str] = field(default_factory=list)
+
+    @property
+    def names(self) -> list[str]:
+        return [unicodedata.normalize("NFC", name) for name in self.classes]
+
+    @property
+    def num_images(self) -> int:
+        return sum(sum(counts.values()) for counts in self.counts.values())
+
+    def of(self, part: str) -> Counts:
+        """Return the images of a part by class; 0 where it has none."""
+        return dict.fromkeys(self.names, 0) | self.counts.get(part, {})
 
     def count(self, part: str, name: str, number: int) -> None:
         counts = self.counts.setdefault(part, {})
@@ -198,7 +206,7 @@ class Artist:
         tree.damaged.append(name)
 
     def splits(self) -> dict[str, str]:
-        """Return splits and their folders; none is a single nameless one."""
+        """Return splits and their folders; there may be none."""
         chosen = self.pick(["", "train test", "train val", "train val test"]).split()
         return {split: self.split_name(split) for split in chosen}
 
@@ -212,6 +220,14 @@ class Artist:
             made.append(folder)
         return made
 
+    def whole_set(self, tree: Drawn, root: Path, owner: str = "") -> list[Path]:
+        """Draw class folders, or splits over them; return the class folders."""
+        made = []
+        for split, name in (self.splits() or {"train": ""}).items():
+            counts = self.numbers(tree.classes, all_of_them=split == "train")
+            made += self.part(tree, root / name, f"{owner}/{split}", counts)
+        return made
+
     def numbers(self, classes: list[str], *, all_of_them: bool) -> Counts:
         number = {name: 1 + self.below(5) for name in classes}
         if all_of_them:
@@ -219,59 +235,58 @@ class Artist:
         kept = classes[:1] + [name for name in classes[1:] if self.below(2)]
         return {name: number[name] for name in kept}
 
+    def clutter_around(self, tree: Drawn, class_folders: list[Path]) -> None:
+        above = {folder.parent for folder in class_folders}
+        places = {tree.root, *class_folders, *above}
+        self.clutter(tree, sorted(places, key=os.fsencode))
 
-def fifth(number: int) -> int:
-    return int(number / 5 + 0.5)
+
+@contextmanager
+def begun(data: st.DataObject) -> Iterator[tuple[Drawn, Artist]]:
+    """Make an empty tree, and who draws it."""
+    with tempfile.TemporaryDirectory() as folder:
+        root, outside = Path(folder) / "set", Path(folder) / "outside"
+        root.mkdir()
+        outside.mkdir()
+        artist = Artist(data.draw, outside)
+        yield Drawn(root, artist.names(2, 4)), artist
 
 
-def expected(tree: Drawn) -> tuple[Counts, Counts]:
-    """Return training and test images by class: `val` joins training."""
-    names = {name for counts in tree.counts.values() for name in counts}
-    pooled = {
-        name: sum(c.get(name, 0) for s, c in tree.counts.items() if s != "test")
-        for name in names
-    }
-    if "test" in tree.counts:
-        return pooled, {name: tree.counts["test"].get(name, 0) for name in names}
-    test = {name: fifth(number) for name, number in pooled.items()}
-    return {name: pooled[name] - test[name] for name in names}, test
+def one_set(tree: Drawn, artist: Artist) -> list[Path]:
+    """Draw a set, perhaps with a folder around it; return its class folders."""
+    root = tree.root
+    if artist.below(1):
+        root = root / artist.pick(["photos", "data set", "资料", "v1.2"])
+    class_folders = artist.whole_set(tree, root)
+    artist.clutter_around(tree, class_folders)
+    return class_folders
+
+
+def assert_named(tree: Drawn, partitioner: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        look(tree.root, partitioner)
+    assert all(name in str(caught.value) for name in tree.damaged)
 
 
 @MANY
 @given(st.data())
 def test_what_is_read_is_what_was_drawn(data: st.DataObject) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        root, outside = Path(folder) / "set", Path(folder) / "outside"
-        root.mkdir()
-        outside.mkdir()
-        tree, artist = Drawn(root), Artist(data.draw, outside)
-        if data.draw(st.booleans()):
-            root = root / artist.pick(["photos", "data set", "资料", "v1.2"])
-        classes, splits = artist.names(2, 4), artist.splits()
-        class_folders = []
-        if splits:
-            for split, name in splits.items():
-                counts = artist.numbers(classes, all_of_them=split == "train")
-                class_folders += artist.part(tree, root / name, split, counts)
-        else:
-            counts = artist.numbers(classes, all_of_them=True)
-            class_folders += artist.part(tree, root, "", counts)
-        places = {tree.root, root, *class_folders, *(f.parent for f in class_folders)}
-        artist.clutter(tree, sorted(places, key=os.fsencode))
+    with begun(data) as (tree, artist):
+        class_folders = one_set(tree, artist)
         if artist.seldom():
             artist.damage(tree, class_folders)
-        if tree.damaged:
-            with pytest.raises(ConfigError) as caught:
-                look(tree.root)
-            assert all(name in str(caught.value) for name in tree.damaged)
+            assert_named(tree, "iid")
             return
         seen = look(tree.root)
-        train, test = expected(tree)
-        assert (seen.train, seen.test) == (train, test)
+        train, validation, test = (tree.of(f"/{s}") for s in ("train", "val", "test"))
+        pooled = {name: train[name] + validation[name] for name in train}
+        if "/test" not in tree.counts:  # a fifth of each class, half up
+            test = {name: int(number / 5 + 0.5) for name, number in pooled.items()}
+            pooled = {name: pooled[name] - test[name] for name in pooled}
+        assert (seen.train, seen.test) == (pooled, test)
         numeric = all(name.isdecimal() for name in train)
-        order = sorted(train, key=int if numeric else str)
-        assert seen.data.class_names == order
-        account, total = seen.data.account, sum(train.values()) + sum(test.values())
+        assert seen.data.class_names == sorted(train, key=int if numeric else str)
+        account, total = seen.data.account, tree.num_images
         assert images_read(account) == total
         assert passed_over(account) == tree.num_others
         assert ("leftover" in account) == bool(tree.num_leftovers)
@@ -279,50 +294,54 @@ def test_what_is_read_is_what_was_drawn(data: st.DataObject) -> None:
             assert seen.data.warnings
 
 
-@MANY
+@FEWER
 @given(st.data())
 def test_owners_have_what_was_drawn(data: st.DataObject) -> None:
-    """Each with class folders, or splits over them; and a test folder of the server."""
-    with tempfile.TemporaryDirectory() as folder:
-        root, outside = Path(folder) / "set", Path(folder) / "outside"
-        root.mkdir()
-        outside.mkdir()
-        tree, artist = Drawn(root), Artist(data.draw, outside)
-        classes = artist.names(2, 4)
-        owners = artist.names(2, 3, apart=classes)
+    """And the server tests on their test splits and a folder of its own."""
+    with begun(data) as (tree, artist):
+        owners = artist.names(2, 3, apart=tree.classes)
         class_folders = []
         for owner in owners:
-            home = root / artist.pick(spellings(owner))
-            splits = artist.splits() or {"": ""}
-            for split, name in splits.items():
-                counts = artist.numbers(classes, all_of_them=split in ("", "train"))
-                part = f"{owner}/{split or 'train'}"
-                class_folders += artist.part(tree, home / name, part, counts)
-        if data.draw(st.booleans()):
-            counts = artist.numbers(classes, all_of_them=False)
-            home = root / artist.split_name("test")
+            home = tree.root / artist.pick(spellings(owner))
+            class_folders += artist.whole_set(tree, home, owner)
+        if artist.below(1):
+            counts = artist.numbers(tree.classes, all_of_them=False)
+            home = tree.root / artist.split_name("test")
             class_folders += artist.part(tree, home, "/test", counts)
-        places = {root, *class_folders, *(f.parent for f in class_folders)}
-        artist.clutter(tree, sorted(places, key=os.fsencode))
+        artist.clutter_around(tree, class_folders)
         if artist.seldom():
             artist.damage(tree, class_folders)
-            with pytest.raises(ConfigError) as caught:
-                look(root, "folders")
-            assert all(name in str(caught.value) for name in tree.damaged)
+            assert_named(tree, "folders")
             return
-        seen = look(root, "folders", validation_fraction=0.0)
-        composed = [unicodedata.normalize("NFC", name) for name in classes]
-        nothing = dict.fromkeys(composed, 0)
-        parts = {part: nothing | counts for part, counts in tree.counts.items()}
+        seen = look(tree.root, "folders", validation_fraction=0.0)
         assert seen.owned == {
             unicodedata.normalize("NFC", owner): (
-                parts[f"{owner}/train"],
-                parts.get(f"{owner}/val", nothing),
+                tree.of(f"{owner}/train"),
+                tree.of(f"{owner}/val"),
             )
             for owner in owners
         }
-        tested = [counts for part, counts in parts.items() if part.endswith("/test")]
-        assert seen.test == {n: sum(c[n] for c in tested) for n in composed}
+        tests = [tree.of(part) for part in tree.counts if part.endswith("/test")]
+        assert seen.test == {
+            name: sum(counts[name] for counts in tests) for name in tree.names
+        }
+        assert images_read(seen.data.account) == tree.num_images
         assert passed_over(seen.data.account) == tree.num_others
-        total = sum(sum(counts.values()) for counts in parts.values())
-        assert images_read(seen.data.account) == total
+
+
+@FEWER
+@given(st.data())
+def test_a_private_node_has_what_was_drawn(data: st.DataObject) -> None:
+    """But for its test split, which stays unread."""
+    config = make_config(dataset="private", validation_fraction=0.0)
+    with begun(data) as (tree, artist):
+        one_set(tree, artist)
+        node = private.Node.of({"data-path": str(tree.root)})
+        assert node is not None
+        agreed, refused = private.Agreement(config).agree({1: node.describe(config)})
+        assert not refused
+        found = node.load(agreed, config)
+        labels = np.asarray(found.train_labels)
+        parts = private.partition(found, config).split(0)
+        train, validation = (by_class(labels[i], found.class_names) for i in parts)
+        assert (train, validation) == (tree.of("/train"), tree.of("/val"))

@@ -126,7 +126,7 @@ def test_what_to_try_is_said_once_and_fits_the_run() -> None:
     normalised = ("1.weight", "1.running_mean", "1.running_var")
     (said,) = found(history=rows(0.5, 0.25), patience=1, tensors=normalised)
     assert "more rounds (patience = 1 ended it after round 1)" in said
-    assert 'a model without batch normalisation (model = "cnn")' in said
+    assert 'a model without batch normalisation (model = "lenet")' in said
     data = {"dataset": "/o'b/x y", "partitioner": "folders", "data_dir": "/d"}
     (said,) = found(history=rows(0.5, 0.25, 0.2), **data)
     command = said.split("`")[1]
