@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from PIL import Image
 
 from fl_app.artifacts import ModelInfo
-from fl_app.config import RunConfig
+from fl_app.config import ConfigError, RunConfig
 from fl_app.data import datasets
 from fl_app.data.datasets import Dataset
 from tests.conftest import make_config
@@ -85,6 +86,15 @@ def plant(
         for i in range(number):
             put(root / folder / name.format(i), content)
     return root
+
+
+def leave_macs_files(root: Path, folder: str, names: list[str]) -> None:
+    """Write what a Mac adds to a folder, and to the top of its zip file."""
+    fork = b"\0\5\26\7" + bytes(60)
+    put(root / folder / ".DS_Store", b"\0\0\0\1Bud1")
+    for name in names:
+        put(root / folder / f"._{name}", fork)
+        put(root / "__MACOSX" / folder / f"._{name}", fork)
 
 
 def unreadable_name(text: str) -> str:
@@ -200,3 +210,10 @@ def model_info(shape: tuple[int, int, int] = (3, 8, 10), **changes: Any) -> Mode
     levels = (0.5,) * shape[0]
     return ModelInfo("logistic", "own", shape, levels, levels, 255.0, ["a", "b"],
                      **changes)  # fmt: skip
+
+
+def refusal(folder: Path, partitioner: str = "iid", **options: Any) -> str:
+    """Return what is said of a folder that must be refused."""
+    with pytest.raises(ConfigError) as caught:
+        look(folder, partitioner, **options)
+    return str(caught.value)

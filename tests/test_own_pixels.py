@@ -15,20 +15,23 @@ from PIL import Image, PngImagePlugin
 
 from fl_app import artifacts
 from fl_app.artifacts import ModelInfo
-from fl_app.config import ConfigError
 from fl_app.data import datasets
 from fl_app.serving import images
 from tests import test_private, test_run
 from tests.conftest import make_config
-from tests.own_folders import Array, encoded, look, model_info, photo, plant, put
+from tests.own_folders import (
+    Array,
+    encoded,
+    look,
+    model_info,
+    photo,
+    plant,
+    put,
+    refusal,
+)
 
 ORIENTATION = 0x0112
-
-
-def refusal(folder: Path, **options: Any) -> str:
-    with pytest.raises(ConfigError) as caught:
-        look(folder, **options)
-    return str(caught.value)
+Nodes = dict[int, dict[str, Any] | None]
 
 
 def write(root: Path, files: list[bytes], suffix: str = ".png") -> Path:
@@ -376,7 +379,7 @@ def test_private_nodes_agree_on_white(tmp_path: Path) -> None:
         for i in range(10):
             content = deep(draws.integers(0, highest, (8, 8)))
             put(tmp_path / "set" / owner / "ab"[i % 2] / f"{i}.png", content)
-    nodes = {
+    nodes: Nodes = {
         k: {"data-path": str(tmp_path / "set" / owner)}
         for k, owner in enumerate(("south", "north"), 3)
     }
@@ -418,6 +421,7 @@ def test_inks_become_colour(tmp_path: Path) -> None:
         seen = look(write(root, [content] * 10, suffix))
         assert seen.shape == (3, 8, 8)
         assert np.abs(seen.image(0).astype(int) - colour).max() <= 6
+        assert "CMYK" in seen.data.account
         levels, said = served(content, model_info((3, 8, 8)))
         np.testing.assert_array_equal(levels, seen.image(0))
         assert said
@@ -697,7 +701,9 @@ def test_private_nodes_of_several_sizes(tmp_path: Path) -> None:
             put(
                 tmp_path / owner / "xy"[i % 2] / f"{i}.png", photo(90, (side, side + 4))
             )
-    nodes = {k: {"data-path": str(tmp_path / name)} for k, name in enumerate("cab", 4)}
+    nodes: Nodes = {
+        k: {"data-path": str(tmp_path / name)} for k, name in enumerate("cab", 4)
+    }
     folder = test_private.run(
         tmp_path, nodes, "own", dataset="private", min_nodes=3, num_server_rounds=1
     )
@@ -859,7 +865,7 @@ def any_image(draw: st.DrawFn, grey: bool) -> tuple[str, bytes]:
 def test_the_service_makes_of_a_file_what_training_made(data: st.DataObject) -> None:
     grey = data.draw(st.booleans())
     files = data.draw(st.lists(any_image(grey), min_size=6, max_size=10))
-    options = {
+    options: dict[str, Any] = {
         "image_size": data.draw(st.sampled_from(["auto", 0, 5, 30])),
         "resize": data.draw(st.sampled_from(["crop", "letterbox", "squeeze"])),
     }

@@ -1,7 +1,7 @@
 """Parquet files and metadata.csv as people write them: what is read, what refused."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fl_app.config import ConfigError
 from tests.own_folders import (
     boxed,
     encoded,
@@ -21,6 +20,7 @@ from tests.own_folders import (
     photo,
     plant,
     put,
+    refusal,
     write_parquet,
 )
 
@@ -39,12 +39,6 @@ def drawn(number: int = 20) -> list[bytes]:
 
 def pets(number: int = 20) -> list[str]:
     return [PETS[i % 2] for i in range(number)]
-
-
-def refusal(folder: Path, **options: Any) -> str:
-    with pytest.raises(ConfigError) as caught:
-        look(folder, **options)
-    return str(caught.value)
 
 
 def assert_paired(folder: Path, names: Sequence[str], **options: Any) -> None:
@@ -67,7 +61,7 @@ def assert_paired(folder: Path, names: Sequence[str], **options: Any) -> None:
                                   "large struct", "dictionary", "fixed"])  # fmt: skip
 def test_kinds_of_image_columns(tmp_path: Path, kind: str) -> None:
     images = drawn()
-    columns = {
+    columns: dict[str, Callable[[], Any]] = {
         "struct": lambda: pa.array(boxed(images)),
         "large struct": lambda: pa.array(
             boxed(images),
@@ -194,13 +188,14 @@ def test_half_classes_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["null", "nan", "class label -1", "null class label",
                                   "null in a dictionary"])  # fmt: skip
 def test_a_row_without_a_label_is_refused(tmp_path: Path, kind: str) -> None:
-    info, missing, labels = None, None, pets()
+    labels: list[Any] = list(pets())
+    info, missing = None, None
     if kind == "nan":
-        missing, labels = float("nan"), [float(i % 2) for i in range(20)]  # type: ignore[assignment]
+        missing, labels = float("nan"), [float(i % 2) for i in range(20)]
     elif "class label" in kind:
-        info, labels = features({"label": PETS}), [i % 2 for i in range(20)]  # type: ignore[misc]
-        missing = -1 if "-1" in kind else None  # type: ignore[assignment]
-    labels[13] = missing  # type: ignore[call-overload]
+        info, labels = features({"label": PETS}), [i % 2 for i in range(20)]
+        missing = -1 if "-1" in kind else None
+    labels[13] = missing
     column = pa.array(labels)
     if "dictionary" in kind:
         column = column.dictionary_encode()

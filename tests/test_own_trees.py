@@ -4,7 +4,7 @@ import contextlib
 import os
 import tempfile
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,7 +67,7 @@ OTHERS = [
     ".mp4",
     ".xml",
 ]
-DAMAGE = {
+DAMAGE: dict[str, Callable[[], bytes]] = {
     "empty": lambda: b"",
     "html": lambda: b"<!DOCTYPE html><title>404</title>",
     "cut": lambda: photo(90, (30, 20))[:-80],
