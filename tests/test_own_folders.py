@@ -484,6 +484,22 @@ def test_phones(tmp_path: Path) -> None:
     assert any(".heic" in line for line in seen.data.warnings)
 
 
+def test_a_class_beside_one_of_unread_pictures_is_not_looked_through(
+    tmp_path: Path,
+) -> None:
+    plant(tmp_path, {"ill/p01": 5, "ill/p02": 5})
+    put(tmp_path / "healthy" / "IMG_1.HEIC", HEIC)
+    assert "healthy" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("split", ["val", "Testing"])
+def test_a_split_alone_is_read_as_the_set_and_said(tmp_path: Path, split: str) -> None:
+    plant(tmp_path, {f"{split}/cat": 5, f"{split}/dog": 5})
+    seen = look(tmp_path)
+    assert seen.all == {"cat": 5, "dog": 5}
+    assert any(split in line for line in seen.data.warnings)
+
+
 @pytest.mark.parametrize("where", ["both", "one"])
 @pytest.mark.parametrize("suffix", [".HEIC", ".dcm"])
 def test_a_class_of_unread_pictures_is_refused(

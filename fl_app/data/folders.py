@@ -68,6 +68,10 @@ def read_set(
     splits = _splits(folder, columns)
     if splits is None:
         content.splits[TRAIN] = _of_classes(folder, columns, content)
+        if folder is not top and split_of(folder.name) not in (None, TRAIN):
+            content.cautions.append(
+                f"{folder.name} is the only split there is: it is read as the whole set"
+            )
     else:
         _agree(splits, columns, known, content)
     return content
@@ -86,6 +90,8 @@ def inside(top: Folder, columns: Columns, known: Known = NOTHING) -> Folder:
         labelled = metadata.gives_labels(folder.metadata, columns)
         if folder.images or folder.tables or labelled or len(folder.full) != 1:
             break
+        if any(map(_unread_pictures, folder.folders)):
+            break  # beside the one there are others, which are told of
         (only,) = folder.full
         if only.name in known:
             return folder
@@ -147,12 +153,18 @@ def _nothing(folder: Folder) -> str:
 
 def _refuse_lost(folder: Folder) -> None:
     """Refuse a class that would vanish because of the kind of its files."""
-    others = folder.passed_over()
-    unread = {kind: n for kind, n in others.items() if kind in UNREAD_PICTURES}
-    if unread and not folder.num_images and not folder.num_tables:
+    if unread := _unread_pictures(folder):
         raise ConfigError(
             f"{shown(folder.path)} holds {kinds(unread)} and no image that is read"
         )
+
+
+def _unread_pictures(folder: Folder) -> dict[str, int]:
+    """Return numbers of pictures by kind, of a folder that holds only unread ones."""
+    if folder.num_images or folder.num_tables:
+        return {}
+    others = folder.passed_over()
+    return {kind: n for kind, n in others.items() if kind in UNREAD_PICTURES}
 
 
 def _refuse_splits_below(folder: Folder) -> None:
