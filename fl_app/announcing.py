@@ -11,8 +11,13 @@ _MUCH_BYTES = 50_000_000
 """Of a model, above which each round's messages deserve a warning."""
 
 
-def lines(config: RunConfig, dataset: "Dataset") -> tuple[list[str], list[str]]:
-    """Return what was read and what is trained, and warnings about them.
+def of_data(dataset: "Dataset") -> tuple[list[str], list[str]]:
+    """Return what was read, and warnings about it."""
+    return [dataset.account] if dataset.account else [], list(dataset.warnings)
+
+
+def of_model(config: RunConfig, dataset: "Dataset") -> tuple[list[str], list[str]]:
+    """Return what is trained, and warnings about it.
 
     Args:
         config: the run's options.
@@ -25,15 +30,16 @@ def lines(config: RunConfig, dataset: "Dataset") -> tuple[list[str], list[str]]:
     number = sum(parameter.numel() for parameter in model.parameters())
     size = sum(t.numel() * t.element_size() for t in model.state_dict().values())
     pixels = "x".join(map(str, shape))
-    said = [dataset.account] if dataset.account else []
-    said.append(
+    compressed = {config.compression, config.download_compression} != {"none"}
+    before = ", before compression" if compressed else ""
+    said = [
         f"model {config.model!r} on images of {pixels}: {number:,} parameters; a round "
-        f"sends {size / 1e6:.1f} MB to a client and {size / 1e6:.1f} MB back"
-    )
-    warnings = list(dataset.warnings)
+        f"sends {size / 1e6:.1f} MB to a client and {size / 1e6:.1f} MB back{before}"
+    ]
+    warnings = []
     if size > _MUCH_BYTES:
         warnings.append(
-            f"the model takes {size / 1e6:.0f} MB a message: choose a smaller "
+            f"the model takes {size / 1e6:.0f} MB a message{before}: choose a smaller "
             "image-size, or a smaller model such as lenet or resnet"
         )
     return said, warnings

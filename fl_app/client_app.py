@@ -4,6 +4,7 @@ Each client is guarded by itself: one that fails is reported with its reason, an
 others count all the same.
 """
 
+import logging
 import time
 import traceback
 from collections.abc import Iterator
@@ -32,6 +33,8 @@ from fl_app.workspace import agreed_in, hosted, open_workspace, options_of
 from strategies import aggregation, wire
 from strategies.wire import Arrays
 
+log = logging.getLogger("flwr.fl_app")
+
 app = ClientApp()
 
 Failure = tuple[int, str, str]
@@ -58,10 +61,11 @@ def query(message: Message, context: Context) -> Message:
         )
     if config.dataset == private.NAME and own is None:
         raise ConfigError("this node has no data-path in its node-config")
-    if own is not None and agreed_in(message) is None:
-        described = ConfigRecord({wire.JSON: own.describe(config)})
-        return Message(RecordDict({wire.DESCRIBED: described}), reply_to=message)
-    data = hosted(message, context)
+    with _kept_in_log(own is not None):
+        if own is not None and agreed_in(message) is None:
+            described = ConfigRecord({wire.JSON: own.describe(config)})
+            return Message(RecordDict({wire.DESCRIBED: described}), reply_to=message)
+        data = hosted(message, context)
     processes.import_ahead("torch")
     if own is None:
         arrays = {wire.LABEL_COUNTS: data.partition.label_counts()}
@@ -74,6 +78,20 @@ def query(message: Message, context: Context) -> Message:
     if data.partition.own_validation is not None:
         arrays[wire.OWN_VALIDATION] = data.partition.own_validation_counts()
     return Message(RecordDict({wire.HOSTED: wire.pack(arrays)}), reply_to=message)
+
+
+@contextmanager
+def _kept_in_log(is_private: bool) -> Iterator[None]:
+    """Keep names of a node's own files and folders from the server."""
+    try:
+        yield
+    except ConfigError as error:
+        if not is_private:
+            raise
+        log.error("%s", error)
+        raise ConfigError(
+            "this node's own data cannot be read: its log says why"
+        ) from None
 
 
 def _try_together(message: Message, context: Context) -> Message:

@@ -32,6 +32,7 @@ def write(console: Console, config: RunConfig, output: str) -> Path:
         )
     dataset = datasets.load(config)
     config = datasets.settled(config)
+    _say_read(console, dataset)
     partition = dataset.partition(config, environment.default_nodes())
     pictured = Pictured.of(dataset)
     clients = client_figures.measure(partition, pictured)
@@ -54,6 +55,13 @@ def write(console: Console, config: RunConfig, output: str) -> Path:
     return folder
 
 
+def _say_read(console: Console, dataset: "Dataset") -> None:
+    if dataset.account:
+        console.print(Text(dataset.account), soft_wrap=True)
+    for warning in dataset.warnings:
+        console.print(Text(f"warning: {warning}", style="yellow"), soft_wrap=True)
+
+
 def _print(
     console: Console,
     config: RunConfig,
@@ -61,10 +69,6 @@ def _print(
     clients: list[ClientFigures],
     skew: Skew,
 ) -> None:
-    if dataset.account:
-        console.print(Text(dataset.account), soft_wrap=True)
-    for warning in dataset.warnings:
-        console.print(Text(f"warning: {warning}", style="yellow"), soft_wrap=True)
     names = dataset.client_names(config)
     console.print(client_table.build(describe_partition(config), clients, names))
     shape = "x".join(map(str, dataset.input_shape))

@@ -204,11 +204,17 @@ def _writable(folder: Path) -> bool:
         return False
 
 
+def _told(said: list[str], warnings: list[str]) -> Iterator[Finding]:
+    yield from (Finding(True, line) for line in said)
+    yield from (Finding(None, warning) for warning in warnings)
+
+
 def _run(config: RunConfig) -> Iterator[Finding]:
     """The wanted run: its data, what is to be done with them, its results folder."""
     try:
         data = datasets.load(config)
         config = datasets.settled(config)
+        yield from _told(*announcing.of_data(data))
         partition = data.partition(config, environment.default_nodes())
         yield Finding(
             True,
@@ -217,9 +223,7 @@ def _run(config: RunConfig) -> Iterator[Finding]:
         )
         check_model(build_strategy(config), config, data)
         yield Finding(True, f"strategy {config.strategy!r} and model {config.model!r}")
-        said, warnings = announcing.lines(config, data)
-        yield from (Finding(True, line) for line in said)
-        yield from (Finding(None, warning) for warning in warnings)
+        yield from _told(*announcing.of_model(config, data))
     except ConfigError as error:
         yield Finding(False, str(error))
     try:

@@ -3,7 +3,7 @@
 import contextlib
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,11 +55,10 @@ def prepare(
     if not own_data:
         dataset = datasets.load(config)
         config = datasets.settled(config)
+        _say(say, *announcing.of_data(dataset))
         dataset.partition(config, num_nodes)
         check_model(strategy, config, dataset)
-        said, warnings = announcing.lines(config, dataset)
-        for line in [*said, *(f"warning: {warning}" for warning in warnings)]:
-            say(line)
+        _say(say, *announcing.of_model(config, dataset))
     if config.initial_model and not own_data and not config.resume:
         path = project_path(config.initial_model, "initial-model")
         _, info = artifacts.read_model(path)
@@ -72,6 +71,13 @@ def prepare(
             )
     name = config.run_name or artifacts.unused_name(config)
     return config.model_copy(update={"run_name": name})
+
+
+def _say(
+    say: Callable[[str], None], lines: Sequence[str], warnings: Sequence[str]
+) -> None:
+    for line in [*lines, *(f"warning: {warning}" for warning in warnings)]:
+        say(line)
 
 
 def without_effect(config: RunConfig, given: Mapping[str, Any]) -> list[str]:

@@ -166,7 +166,9 @@ def _announce(config: RunConfig, dataset: "Dataset", remark: str) -> list[str]:
         dataset: its data.
         remark: the strategy's warning; "" for none.
     """
-    said, warnings = announcing.lines(config, dataset)
+    read, cautions = announcing.of_data(dataset)
+    said, warnings = announcing.of_model(config, dataset)
+    said, warnings = read + said, cautions + warnings
     warnings += [remark] if remark else []
     for line in said:
         log.info("%s", line)

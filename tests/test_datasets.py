@@ -1,5 +1,6 @@
 import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -323,3 +324,23 @@ def test_the_hubs_reader_reads_what_flwr_datasets_hands_over(tmp_path: Path) -> 
     assert arrays["train-images"][:, 0, 0, 0].tolist() == [0, 10, 10, 0]
     assert arrays["test-labels"].tolist() == [1]
     assert described["class-names"] == ["cat", "dog"]
+
+
+def test_a_hub_data_set_without_a_test_split_is_read(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "pets", "train", [0, 1] * 10)
+    arrays, _ = reading.read_hub(str(tmp_path / "pets"), "owner/pets")
+    assert len(arrays["train-labels"]) == 16
+    assert len(arrays["test-labels"]) == 4
+
+
+def test_a_table_that_is_rewritten_is_read_as_it_is_now(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "pets", "train", [0, 1] * 5)
+    config = make_config(dataset=str(tmp_path / "pets"))
+    assert len(datasets.load(config).train_labels) == 8
+    shutil.rmtree(tmp_path / "pets")
+    features = hf.Features({"img": hf.Image(), "label": hf.Value("string")})
+    rows = {"img": [{"bytes": png(9), "path": None}] * 6, "label": ["a", "b"] * 3}
+    (tmp_path / "pets").mkdir()
+    table = hf.Dataset.from_dict(rows, features=features)
+    table.to_parquet(tmp_path / "pets" / "train-00000-of-00001.parquet")
+    assert datasets.load(config).class_names == ["a", "b"]

@@ -781,3 +781,52 @@ def test_grey_needs_all_training_images_grey(tmp_path: Path) -> None:
     put(tmp_path / "a" / "train" / "y" / "colour.png", photo(90))
     assert look(tmp_path / "a").shape == (3, 8, 10)
     assert Image.open(io.BytesIO(photo(90))).mode == "RGB"
+
+
+# --- what readers of the code found
+
+
+@pytest.mark.parametrize(
+    "names", [("train_set", "test_set"), ("training data", "testing data")]
+)
+def test_names_that_are_nearly_splits_are_refused(
+    tmp_path: Path, names: tuple[str, str]
+) -> None:
+    plant(tmp_path, {f"{name}/{c}": 4 for name in names for c in ("cat", "dog")})
+    assert "may be splits" in refusal(tmp_path)
+
+
+def test_a_metadata_csv_over_splits_is_refused(tmp_path: Path) -> None:
+    plant(tmp_path, {"train/x": 4, "test/x": 4})
+    rows = [
+        f"{s}/x/{k:03d}.png,{'ab'[k % 2]}" for s in ("train", "test") for k in range(4)
+    ]
+    put(tmp_path / "metadata.csv", "\n".join(["file_name,label", *rows]))
+    assert "into each split" in refusal(tmp_path)
+
+
+def test_a_column_that_nothing_has_is_refused(tmp_path: Path) -> None:
+    plant(tmp_path, {"cat": 4, "dog": 4})
+    assert "diagnosis" in refusal(tmp_path, label_column="diagnosis")
+
+
+def test_a_split_that_is_read_as_a_class_is_said(tmp_path: Path) -> None:
+    plant(tmp_path, {"train/steam": 4, "bus/city": 4})
+    seen = look(tmp_path)
+    assert seen.all == {"bus": 4, "train": 4}
+    assert any("train is read as a class" in line for line in seen.data.warnings)
+
+
+def test_classes_are_in_one_order_on_every_machine() -> None:
+    from fl_app.data.tables import in_order
+
+    assert in_order(["1", "01", "001", "2"]) == ["001", "01", "1", "2"]
+    assert in_order(["2", "001", "1", "01"]) == ["001", "01", "1", "2"]
+
+
+def test_a_file_called_as_a_data_set_is_in_nobodys_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path / "digits", "notes")
+    monkeypatch.setenv(PROJECT_VARIABLE, str(tmp_path))
+    assert len(datasets.load(make_config()).class_names) == 10

@@ -12,6 +12,8 @@ import pytest
 from rich.console import Console
 
 from fl_app import describing
+from fl_app.config import ConfigError
+from fl_app.data.private import Agreement, Node
 from tests import test_private, test_run
 from tests.conftest import make_config
 from tests.own_folders import (
@@ -407,3 +409,61 @@ def test_a_nodes_damaged_image_is_named(
     assert {row["client"] for row in folder.clients()} == {0, 1}
     logged = [record.getMessage() for record in caplog.records]
     assert any("broken.png" in line for line in logged)
+
+
+@pytest.mark.parametrize("names", [("p01", "p02"), ("2019", "2020")])
+def test_one_class_at_each_owner_is_not_looked_through(
+    tmp_path: Path, names: tuple[str, str]
+) -> None:
+    plant(tmp_path, {f"north/ill/{name}": 4 for name in names})
+    plant(tmp_path, {f"south/healthy/{name}": 4 for name in names})
+    assert look(tmp_path, "folders").data.class_names == ["healthy", "ill"]
+
+
+def test_one_class_with_patients_is_never_told_by_their_names(tmp_path: Path) -> None:
+    plant(tmp_path, {"ill/p01": 4, "ill/p02": 4})
+    node = Node(tmp_path, "north")
+    with pytest.raises(ConfigError, match="class-names"):
+        node.describe(make_config(dataset="private"))
+    told = node.describe(make_config(dataset="private", class_names="ill,healthy"))
+    assert json.loads(told)["class-names"] == ["ill"]
+
+
+def test_one_site_with_patients_is_not_taken_for_its_classes(tmp_path: Path) -> None:
+    plant(
+        tmp_path, {f"north/{c}/{p}": 3 for c in ("ill", "well") for p in ("p1", "p2")}
+    )
+    assert "north" in refusal(tmp_path, "folders")
+
+
+def test_what_a_node_cannot_read_stays_in_its_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    put(tmp_path / "bad" / "ill" / "Mustermann_1962.png", b"no image")
+    plant(tmp_path / "good", {"ill": 6, "well": 6})
+    nodes: dict[int, dict[str, Any] | None] = {
+        1: {"data-path": str(tmp_path / "bad")},
+        2: {"data-path": str(tmp_path / "good")},
+    }
+    test_private.run(tmp_path, nodes, "private", dataset="private", min_nodes=1)
+    told = [
+        r.getMessage() for r in caplog.records if "does not take part" in r.getMessage()
+    ]
+    assert len(told) == 1
+    assert "its log says why" in told[0]
+    assert "Mustermann" not in told[0]
+    assert any("Mustermann" in r.getMessage() for r in caplog.records)
+
+
+def test_the_servers_test_images_are_accounted_for(tmp_path: Path) -> None:
+    plant(tmp_path / "test", {"ill": 2, "well": 2})
+    put(tmp_path / "test" / "ill" / "1.heic", b"")
+    config = make_config(dataset="private", test_path=str(tmp_path / "test"))
+    plant(tmp_path / "node", {"ill": 2, "well": 2})
+    agreement = Agreement(config)
+    agreement.agree({1: Node(tmp_path / "node", "n").describe(config)})
+    agreement.complete([np.ones((3, 256), np.int64)])
+    data = agreement.dataset()
+    assert "read 4 images" in data.account
+    assert "1 .heic" in data.account
+    assert data.warnings

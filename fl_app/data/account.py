@@ -6,6 +6,11 @@ from dataclasses import dataclass, field
 
 from fl_app.data.tree import AGAIN, BROKEN, SPECIAL, UNREAD
 
+_SINGLE = {
+    BROKEN: "link into nowhere",
+    AGAIN: "link to a folder read",
+    SPECIAL: "special file",
+}
 WARN_ABOVE = 0.05
 """Share of the files that may be passed over without a warning."""
 
@@ -49,7 +54,7 @@ class Account:
 
     def warnings(self) -> list[str]:
         """Return what deserves more than a line."""
-        number = self.passed_over.total()
+        number = self.passed_over.total() - self.passed_over[AGAIN]
         found = list(self.cautions)
         unread = {k: n for k, n in self.passed_over.items() if k in UNREAD}
         if number > WARN_ABOVE * (self.num_images + number):
@@ -64,14 +69,15 @@ class Account:
 
 def kinds(numbers: Mapping[str, int], *, helpful: bool = True) -> str:
     """Return numbers of files by kind, with what to do about those that hold images."""
-    last = (BROKEN, AGAIN, SPECIAL)
+    last = tuple(_SINGLE)
     ordered = sorted(
         numbers.items(), key=lambda item: (item[0] in last, -item[1], item[0])
     )
     found = []
     for kind, number in ordered:
         hint = UNREAD.get(kind) if helpful else None
-        found.append(f"{number:,} {kind}" + (f" ({hint})" if hint else ""))
+        named = kind if number > 1 else _SINGLE.get(kind, kind)
+        found.append(f"{number:,} {named}" + (f": {hint}" if hint else ""))
     return ", ".join(found)
 
 

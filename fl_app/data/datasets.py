@@ -1,5 +1,6 @@
 """Data sets by name: where they lie, how they are read, and a recipe to train them."""
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from fl_app.config import (
+    PROJECT_VARIABLE,
     WHITE,
     ConfigError,
     Recipe,
@@ -377,7 +379,8 @@ def _remarks(config: RunConfig) -> list[str]:
             f"dataset = {name!r} is taken for the folder {folder}, not for a data set "
             "of that name on the Hugging Face Hub"
         ]
-    if name in DATASETS and folder_in_project(name) is not None:
+    project = os.environ.get(PROJECT_VARIABLE)
+    if name in DATASETS and project and (Path(project) / name).is_dir():
         return [
             f"dataset = {name!r} is the data set of that name; for the folder, write "
             f"./{name}"

@@ -215,7 +215,12 @@ def decoded(
 
     def pieces() -> Iterator[Array]:
         with watched("decoding", len(chosen)) as advance:
-            for found in in_lots(images, partial(_brought, into=into), chosen):
+            for found in in_lots(
+                images,
+                partial(_brought, into=into),
+                chosen,
+                num_bytes=int(np.prod(into.shape)),
+            ):
                 for _, words in found:
                     into.done.update(words)
                 piece = np.stack([levels for levels, _ in found])
@@ -237,16 +242,24 @@ def arrays_of(
     Raises:
         ConfigError: an image cannot be decoded.
     """
-    every = Joined(tables)
     into = Into(to.form, account.done if account else Counter(), Damaged())
-    stream = decoded(every, np.arange(len(every)), into)
+    stream, labels = laid_out(tables, to, into)
     images = np.empty(stream.shape, np.uint8)
     at = 0
     for piece in stream.pieces():
         images[at : at + len(piece)] = piece
         at += len(piece)
     into.damaged.check()
-    return images, _labels(tables, to.class_names)
+    return images, labels
+
+
+def laid_out(
+    tables: Sequence[Table], to: Layout, into: Into
+) -> tuple[cache.Stream, Array]:
+    """Return what `arrays_of` does, the images as a stream; damage is not checked."""
+    every = Joined(tables)
+    stream = decoded(every, np.arange(len(every)), into)
+    return stream, _labels(tables, to.class_names)
 
 
 def _looked_at(

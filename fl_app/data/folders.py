@@ -7,7 +7,7 @@ files decide nothing. What could be read in two ways is refused, with both.
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fl_app.config import ConfigError
@@ -17,6 +17,7 @@ from fl_app.data.splits import (
     TRAIN,
     listed,
     mention_splits,
+    refuse_near_splits,
     split_of,
     split_of_table,
 )
@@ -26,6 +27,13 @@ from fl_app.data.tree import UNREAD_PICTURES, Folder, shown
 Known = frozenset[str]
 """Names of classes that others of the federation have, or the options."""
 NOTHING: Known = frozenset()
+_PLAIN = frozenset(
+    (
+        *("images", "image", "imgs", "img", "pictures", "photos", "scans"),
+        *("data", "dataset", "datasets", "archive", "export"),
+    )
+)
+"""Names, in small letters, that nobody gives to a class or a client."""
 
 
 @dataclass
@@ -49,7 +57,11 @@ class Content:
 
 
 def read_set(
-    top: Folder, columns: Columns = BY_NAME, known: Known = NOTHING
+    top: Folder,
+    columns: Columns = BY_NAME,
+    known: Known = NOTHING,
+    *,
+    is_careful: bool = False,
 ) -> Content:
     """Return what a folder of classes holds, by split.
 
@@ -57,6 +69,7 @@ def read_set(
         top: the folder.
         columns: of tables, where the options name them.
         known: names of classes: a folder called so is not looked through.
+        is_careful: whether the set may hold one class alone, with folders in it.
 
     Raises:
         ConfigError: there is nothing in it, or it cannot be told what it means.
@@ -64,25 +77,48 @@ def read_set(
     content = Content({})
     if pictured := _pictured(top, columns):
         return _of_parquet(top, pictured, columns, content)
-    folder = inside(top, columns, known)
+    folder = inside(top, columns, known, is_careful=is_careful)
     splits = _splits(folder, columns)
     if splits is None:
+        content.cautions += _cautions(folder, columns)
         content.splits[TRAIN] = _of_classes(folder, columns, content)
         if folder is not top and split_of(folder.name) not in (None, TRAIN):
             content.cautions.append(
                 f"{folder.name} is the only split there is: it is read as the whole set"
             )
     else:
-        _agree(splits, columns, known, content)
+        _agree(splits, columns, known, content, is_careful=is_careful)
     return content
 
 
-def inside(top: Folder, columns: Columns, known: Known = NOTHING) -> Folder:
+def _cautions(folder: Folder, columns: Columns) -> list[str]:
+    """Say what is odd about class folders."""
+    if labelled_in(folder, columns):
+        return []
+    found = [
+        f"{f.name} is read as a class, and not as a split: its neighbours are classes"
+        for f in folder.full
+        if split_of(f.name) and not f.images
+    ]
+    return found + [
+        f"{f.name} is no class: it holds no image that is read, but {kinds(others)}"
+        for f in folder.folders
+        if not f.num_images and not f.num_tables and (others := f.passed_over())
+    ]
+
+
+def inside(
+    top: Folder, columns: Columns, known: Known = NOTHING, *, is_careful: bool = False
+) -> Folder:
     """Return the folder that holds the classes or splits: one around all is no level.
+
+    Of a set that may hold one class alone, a folder around others is not looked through
+    where classes are known and those are none, or where all of those have numbers in
+    their names: patients and years are called so.
 
     Raises:
         ConfigError: only one chain of folders leads to the images, so that it cannot
-            be told which of them is the class.
+            be told which of them is the class; or one folder around others may be it.
     """
     chain = [top]
     while True:
@@ -95,6 +131,15 @@ def inside(top: Folder, columns: Columns, known: Known = NOTHING) -> Folder:
         (only,) = folder.full
         if only.name in known:
             return folder
+        if is_careful and _may_be_class(only, folder, known):
+            if known:
+                return folder
+            raise ConfigError(
+                f"{shown(only.path)} holds all images, in the folders "
+                f"{listed(f.name for f in only.full)}. If these are the classes, give "
+                f"the path of {only.name}; if {only.name} is the one class, name the "
+                "federation's classes with class-names"
+            )
         chain.append(only)
     last = chain[-1]
     if not last.images or labelled or len(chain) < 2:
@@ -104,9 +149,32 @@ def inside(top: Folder, columns: Columns, known: Known = NOTHING) -> Folder:
     raise ConfigError(
         f"{shown(top.path)}: all images lie in "
         f"{'/'.join(f.name for f in chain[1:])}, and each of these folders may be the "
-        "class: give the path of the folder that holds the class folder, or "
-        "class-names"
+        "class: give the path of the folder that holds the class folder"
+        + ("; or name the federation's classes with class-names" if is_careful else "")
     )
+
+
+def _may_be_class(only: Folder, around: Folder, known: Known) -> bool:
+    """Whether a folder around others may be a class, and those patients or years."""
+    inner = {f.name for f in only.full}
+    return not (
+        len(inner) < 2
+        or any(map(split_of, (only.name, *inner)))
+        or only.num_tables
+        or inner & known
+        or is_plain(only, around)
+        or not (known or are_numbered(inner))
+    )
+
+
+def is_plain(folder: Folder, around: Folder) -> bool:
+    """Whether a folder's name says that it is a mere folder around others."""
+    return folder.name.casefold() in {*_PLAIN, around.name.casefold()}
+
+
+def are_numbered(names: Iterable[str]) -> bool:
+    """Whether all names have a digit in them, as those of patients have."""
+    return all(any(c.isdigit() for c in name) for name in names)
 
 
 # --- classes
@@ -123,6 +191,7 @@ def _of_classes(folder: Folder, columns: Columns, content: Content) -> Table:
     for inner in folder.folders:
         _refuse_lost(inner)
     _refuse_splits_below(folder)
+    refuse_near_splits(folder)
     paths, labels = [], []
     for inner in folder.full:
         images = inner.all_images()
@@ -134,11 +203,16 @@ def _of_classes(folder: Folder, columns: Columns, content: Content) -> Table:
 def loose(folder: Folder) -> str:
     """Return why images that lie in no class folder are refused."""
     beside = " beside folders" if folder.full else ""
-    return (
+    more = f" and {len(folder.images) - 1:,} more" if len(folder.images) > 1 else ""
+    said = (
         f"{shown(folder.path)} holds images{beside} "
-        f"({shown(os.path.basename(folder.images[0]))}): put each into a folder that "
-        "is named for its class, or name them in a metadata.csv (file_name,label)"
+        f"({shown(os.path.basename(folder.images[0]))}{more}): put each into a folder "
+        "that is named for its class, or name them in a metadata.csv (file_name,label)"
     )
+    if folder.metadata:
+        header = ", ".join(metadata.metadata_columns(folder.metadata))
+        said += f". Its metadata.csv has the columns {header}: see label-column"
+    return said
 
 
 def _nothing(folder: Folder) -> str:
@@ -180,8 +254,14 @@ def _splits(folder: Folder, columns: Columns) -> dict[str, list[Folder]] | None:
     """Return the folders of each split; None if there are none."""
     full = folder.full
     named = [f for f in full if split_of(f.name)]
-    if not named or folder.images or (folder.metadata and labelled_in(folder, columns)):
+    if not named or folder.images:
         return None
+    if metadata.gives_labels(folder.metadata, columns):
+        raise ConfigError(
+            f"{shown(str(folder.metadata))} gives classes of images in "
+            f"{listed(f.name for f in named)}, which may be splits: put a metadata.csv "
+            "into each split, with names relative to it"
+        )
     over = [f for f in named if not f.images or labelled_in(f, columns)]
     below = {name.casefold() for f in over for name in _names(f)}
     if len(named) == len(full):
@@ -190,7 +270,7 @@ def _splits(folder: Folder, columns: Columns) -> dict[str, list[Folder]] | None:
             raise ConfigError(
                 f"{shown(flat.path)} is called as a split and holds images without a "
                 "class folder: put each image into a folder that is named for its "
-                "class; if it is a class, rename it"
+                "class, or move the folder away; if it is a class, rename it"
             )
         found: dict[str, list[Folder]] = defaultdict(list)
         for inner in named:
@@ -219,6 +299,8 @@ def _agree(
     columns: Columns,
     known: Known,
     content: Content,
+    *,
+    is_careful: bool,
 ) -> None:
     """Read the splits; refuse those whose classes have nothing in common."""
     folders = [f for of in splits.values() for f in of]
@@ -230,7 +312,12 @@ def _agree(
     several = [f for f in folders if len(f.full) > 1]
     known |= {inner.name for f in several for inner in f.full}
     for split, of in splits.items():
-        found = [_of_classes(inside(f, columns, known), columns, content) for f in of]
+        found = [
+            _of_classes(
+                inside(f, columns, known, is_careful=is_careful), columns, content
+            )
+            for f in of
+        ]
         content.splits[split] = tables.joined(found)
     names = {split: set(t.class_names) for split, t in content.splits.items()}
     for other, theirs in names.items():
@@ -322,6 +409,7 @@ def _pictured(top: Folder, columns: Columns) -> list[str]:
 def _of_parquet(
     top: Folder, paths: Sequence[str], columns: Columns, content: Content
 ) -> Content:
+    images, named = top.all_images(), set[str]()
     splits: dict[str | None, list[str]] = defaultdict(list)
     for path in paths:
         splits[split_of_table(top, path)].append(path)
@@ -333,11 +421,13 @@ def _of_parquet(
             "that name"
         )
     for split, of in splits.items():
-        found = [parquet.of_parquet(path, columns) for path in of]
+        found = [parquet.of_parquet(path, columns, images) for path in of]
+        for table in found:
+            if isinstance(table.images, parquet.Cells):
+                named.update(table.images.paths.values())
         content.splits[split or TRAIN] = tables.joined(found)
-    rows = sum(len(table.labels) for table in content.splits.values())
-    if top.num_images > rows:
-        content.passed_over["images not named in a table"] = top.num_images - rows
+    if len(images) > len(named):
+        content.passed_over["images not named in a table"] = len(images) - len(named)
     if TRAIN not in content.splits:
         if len(content.splits) > 1:
             raise ConfigError(

@@ -3,17 +3,17 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import accumulate
 from typing import Any, TypeVar
 
 import numpy as np
 
 from fl_app.config import ConfigError
 from fl_app.data.pixels import DamagedError
-from fl_app.data.tables import Table
+from fl_app.data.tables import Chain, Table
 
 Array = np.ndarray[Any, Any]
-_LOT = 200  # images that a thread looks at before it hands them over
+_LOT = 200  # images that a thread looks at before it hands them over, at most
+_LOT_BYTES = 2**24  # and what they may take together
 _MOST_DAMAGED = 5  # files that are named
 _T = TypeVar("_T")
 
@@ -22,18 +22,16 @@ class Joined(Sequence[tuple[bytes, str]]):
     """The images of several tables one after the other, with their places."""
 
     def __init__(self, tables: Sequence[Table]) -> None:
-        self._tables = list(tables)
-        self._ends = list(accumulate(len(table.images) for table in tables))
+        self._images = Chain([table.images for table in tables])
+        self._places = Chain([table.places for table in tables])
 
     def __len__(self) -> int:
-        return self._ends[-1] if self._ends else 0
+        return len(self._images)
 
     def __getitem__(self, index: Any) -> Any:
-        table = int(np.searchsorted(self._ends, index, side="right"))
-        row = int(index) - (self._ends[table - 1] if table else 0)
-        place = self._tables[table].places[row]
+        place = self._places[index]
         try:
-            return self._tables[table].images[row], place
+            return self._images[index], place
         except OSError as error:
             raise ConfigError(f"{place} cannot be read: {error.strerror}") from error
 
@@ -42,20 +40,31 @@ def in_lots(
     images: Sequence[tuple[bytes, str]],
     look: Callable[[Sequence[tuple[bytes, str]], Array], _T],
     chosen: Array | None = None,
+    *,
+    num_bytes: int = 1,
 ) -> Iterator[_T]:
     """Yield what is found in lots of images, in order; threads share them.
 
-    No more lots are begun than there is work for, so that few are in memory.
+    No more lots are begun than there is work for, so that few are in memory. What is
+    found in one image takes `num_bytes`.
     """
     indices = np.arange(len(images)) if chosen is None else chosen
-    workers = os.cpu_count() or 1
-    lots = [indices[i : i + _LOT] for i in range(0, len(indices), _LOT)]
+    workers = _num_cores()
+    lot = max(1, min(_LOT, _LOT_BYTES // num_bytes))
+    lots = [indices[i : i + lot] for i in range(0, len(indices), lot)]
     with ThreadPoolExecutor(workers) as pool:
         ahead = [pool.submit(look, images, lot) for lot in lots[: 2 * workers]]
         for following in [*lots[2 * workers :], *([None] * len(ahead))]:
             yield ahead.pop(0).result()
             if following is not None:
                 ahead.append(pool.submit(look, images, following))
+
+
+def _num_cores() -> int:
+    """Return the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 class Damaged:

@@ -1,10 +1,10 @@
 """metadata.csv: a file beside images that says their classes."""
 
+import codecs
 import csv
 import io
 from collections import Counter
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 
 from fl_app.config import ConfigError
@@ -12,7 +12,6 @@ from fl_app.data.tables import Columns, Table, nfc, of_files
 from fl_app.data.tree import shown
 
 
-@cache
 def metadata_columns(path: str) -> list[str]:
     """Return the names of the columns of a metadata.csv."""
     header, _ = _rows(path)
@@ -49,7 +48,7 @@ def of_metadata(path: str, images: Sequence[str], columns: Columns) -> Table:
         label = cells.get(label_column, "").strip()
         if not label:
             raise ConfigError(f"{shown(path)}, row {number}: no {label_column}")
-        name = name.removeprefix("./").replace("\\", "/")
+        name = name.replace("\\", "/").removeprefix("./")
         if name not in there:
             raise ConfigError(
                 f"{shown(path)}, row {number}: there is no image {name!r}: mend the "
@@ -69,15 +68,23 @@ def of_metadata(path: str, images: Sequence[str], columns: Columns) -> Table:
 def _rows(path: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """Return a CSV file's header and its rows with their numbers, from 2."""
     try:
-        text = Path(path).read_text("utf-8-sig")
-    except UnicodeDecodeError:
-        text = Path(path).read_text("cp1252", errors="replace")
+        raw = Path(path).read_bytes()
     except OSError as error:
         raise ConfigError(f"{shown(path)} cannot be read: {error.strerror}") from error
+    try:
+        wide = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        text = raw.decode("utf-16" if wide else "utf-8-sig")
+    except UnicodeDecodeError:
+        text = raw.decode("cp1252", errors="replace")
     first = text.split("\n", 1)[0]
     delimiter = max(",;\t", key=first.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-    rows = [(reader.line_num, row) for row in reader if any(row)]
+    try:
+        rows = [(reader.line_num, row) for row in reader if any(row)]
+    except csv.Error as error:
+        raise ConfigError(
+            f"{shown(path)}, row {reader.line_num}, is no CSV: {error}"
+        ) from error
     if not rows:
         return [], []
     return [name.strip() for name in rows[0][1]], rows[1:]

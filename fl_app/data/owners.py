@@ -14,13 +14,15 @@ from fl_app.data.account import kinds
 from fl_app.data.folders import (
     Content,
     Known,
+    are_numbered,
     inside,
+    is_plain,
     labelled_in,
     loose,
     read_set,
     splits_below,
 )
-from fl_app.data.splits import TEST, TRAIN, listed, split_of
+from fl_app.data.splits import TEST, TRAIN, listed, refuse_near_splits, split_of
 from fl_app.data.tables import BY_NAME, Columns
 from fl_app.data.tree import Folder, shown
 
@@ -38,8 +40,8 @@ def _two_readings(top: Folder, uppers: Sequence[Folder], columns: Columns) -> st
     lower = next(f.name for upper in uppers for f in upper.full)
     try:
         owned = read_owners(top, columns)
-    except ConfigError as error:
-        sites = f"Sites {first}, which could not be read so: {error}"
+    except ConfigError:
+        sites = f'Sites {first}: then give partitioner="folders"'
     else:
         tables = {n: list(c.splits.values()) for n, c in owned.owners.items()}
         of = _numbered(n for n, ts in tables.items() for t in ts for _ in t.labels)
@@ -73,7 +75,7 @@ def read_owners(top: Folder, columns: Columns = BY_NAME) -> Owned:
     if not rest:
         return _owners_in_splits(_around_owners(top), columns)
     known = _known_classes(rest, columns)
-    owners = {f.name: read_set(f, columns, known) for f in rest}
+    owners = {f.name: read_set(f, columns, known, is_careful=True) for f in rest}
     return Owned(owners, _merged([_test_of(f, columns, known) for f in tests]))
 
 
@@ -106,22 +108,40 @@ def owner_folders(top: Folder) -> tuple[list[Folder], list[Folder]]:
         )
     for folder in rest:
         _refuse_empty(folder)
+    if all(f.images and not f.metadata for f in rest):
+        raise ConfigError(
+            f"{shown(top.path)}: with partitioner = 'folders' each folder is a client "
+            f"with class folders in it, and {listed(f.name for f in rest)} hold "
+            "images: put each image into a folder that is named for its class; if "
+            "these folders are the classes, give another partitioner"
+        )
     if len({f.name for f in rest}) < len(rest):
         raise ConfigError(f"{shown(top.path)}: two clients' folders have one name")
     return rest, named
 
 
 def _around_owners(top: Folder) -> Folder:
-    """Look through a folder around all: one whose folders hold the same names."""
+    """Return the folder that holds the owners: one around all of them is no owner.
+
+    Raises:
+        ConfigError: it cannot be told whether the one folder is an owner.
+    """
     folder = top
     while not folder.images and not folder.tables and len(folder.folders) == 1:
         (only,) = folder.folders
         lower = Counter(f.name for inner in only.full for f in inner.full)
-        holds_tables = all(f.num_tables for f in only.full)
-        if split_of(only.name) or not (
-            any(n > 1 for n in lower.values()) or (len(only.full) > 1 and holds_tables)
-        ):
+        holds_tables = len(only.full) > 1 and all(f.num_tables for f in only.full)
+        if any(map(split_of, (only.name, *(f.name for f in only.full)))):
             return folder
+        if not holds_tables and not any(n > 1 for n in lower.values()):
+            return folder
+        recurring = [name for name, n in lower.items() if n > 1]
+        if recurring and are_numbered(recurring) and not is_plain(only, folder):
+            raise ConfigError(
+                f"{shown(top.path)} holds one folder, {only.name}. If the clients are "
+                f"{listed(f.name for f in only.full)}, give the path of {only.name}; "
+                "if it is a client, the others are missing"
+            )
         folder = only
     return folder
 
@@ -149,7 +169,9 @@ def _owners_in_splits(top: Folder, columns: Columns) -> Owned:
     known = _known_classes(trained, columns)
     owners = {}
     for name, splits in sorted(parts.items()):
-        contents = {s: read_set(f, columns, known) for s, f in splits.items()}
+        contents = {
+            s: read_set(f, columns, known, is_careful=True) for s, f in splits.items()
+        }
         owners[name] = Content({})
         for split, content in contents.items():
             if content.splits.keys() != {TRAIN}:
@@ -164,7 +186,7 @@ def _owners_in_splits(top: Folder, columns: Columns) -> Owned:
 
 def _test_of(folder: Folder, columns: Columns, known: Known) -> Content:
     """Return a folder's images, all of them for testing."""
-    content = read_set(folder, columns, known)
+    content = read_set(folder, columns, known, is_careful=True)
     content.splits = {TEST: tables.joined(list(content.splits.values()))}
     return content
 
@@ -180,12 +202,25 @@ def _merged(contents: Sequence[Content]) -> Content | None:
 
 
 def _known_classes(owners: Sequence[Folder], columns: Columns) -> Known:
-    """Return the classes of owners that have several: with them there is no doubt."""
+    """Return the classes that owners have, as far as there is no doubt of them.
+
+    Where an owner has several folders, they are its classes. Where each has one, these
+    are classes if they differ, and else a folder around the classes.
+    """
     found: set[str] = set()
+    singles: list[Folder] = []
     for folder in owners:
-        if len(folder.full) > 1 and not folder.num_tables:
-            for table in read_set(folder, columns).splits.values():
+        if folder.num_tables:
+            continue
+        if len(folder.full) > 1:
+            for table in read_set(folder, columns, is_careful=True).splits.values():
                 found.update(table.class_names)
+        elif not split_of(folder.full[0].name):
+            singles.append(folder.full[0])
+    if not found and len({f.name for f in singles}) > 1:
+        found = {f.name for f in singles}
+    elif not found and len(singles) > 1:
+        found = {inner.name for f in singles for inner in f.full}
     return frozenset(found)
 
 
@@ -212,6 +247,7 @@ def refuse_two_readings(top: Folder, columns: Columns) -> None:
         parts = folder.full
     for part in parts:
         uppers = part.full
+        refuse_near_splits(part)
         if labelled_in(part, columns):
             continue
         if sum(bool(f.num_tables and not f.num_images) for f in uppers) > 1:

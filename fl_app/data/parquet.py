@@ -1,8 +1,9 @@
 """Parquet files of images and classes, by pandas, Polars or Hugging Face."""
 
 import json
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _IMAGES = ("image", "img")
+_PATHS = (*_IMAGES, "path", "file_name")
 _LABELS = ("label", "labels")
 
 
@@ -27,7 +29,6 @@ class Schema:
     """Columns of Hugging Face's ClassLabel, with the names of their classes."""
 
 
-@cache
 def schema_of(path: str, image_column: str = "") -> Schema:
     """Return what columns a Parquet file has.
 
@@ -46,7 +47,7 @@ def schema_of(path: str, image_column: str = "") -> Schema:
     held = [f.name for f in schema if _is_image(f.type)]
     images = [image_column] if image_column in schema.names else declared or held
     classes = {n: f["names"] for n, f in features.items() if "names" in f}
-    named = [f.name for f in schema if f.name in _IMAGES and _is_text(f.type)]
+    named = [f.name for f in schema if f.name in _PATHS and _is_text(f.type)]
     if not images and (classes or any(n in schema.names for n in _LABELS)):
         images = named  # paths of files
     return Schema(schema.names, images, classes)
@@ -99,23 +100,28 @@ def _is_bytes(of: "pa.DataType") -> bool:
     return any(is_kind(of) for is_kind in kinds)
 
 
-def of_parquet(path: str, columns: Columns) -> Table:
+def of_parquet(path: str, columns: Columns, files: Sequence[str] = ()) -> Table:
     """Return the images and classes in a Parquet file.
 
     Raises:
         ConfigError: it is not clear which columns are meant, or a row lacks something.
     """
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     schema = schema_of(path, columns.image)
     image_column, label_column = columns_of(shown(path), schema, columns)
-    table = pq.read_table(path, columns=[image_column, label_column])
+    try:
+        table = pq.read_table(path, columns=[image_column, label_column])
+    except (OSError, pa.ArrowException) as error:
+        raise ConfigError(f"{shown(path)} cannot be read: {error}") from error
     return of_arrow(
         *(table.column(image_column), table.column(label_column)),
         source=shown(path),
         label=label_column,
         class_names=schema.classes.get(label_column),
         folder=Path(path).parent,
+        files=files,
     )
 
 
@@ -140,10 +146,15 @@ def _image_column(source: str, schema: Schema, columns: Columns) -> str:
     known = [name for name in _IMAGES if name in schema.images]
     if len(known) == 1:
         return known[0]
-    several = f"several that may be: {schema.images}" if schema.images else "none"
+    if schema.images:
+        raise ConfigError(
+            f"{source} has the columns {schema.names}, and "
+            f"{' and '.join(schema.images)} may be the images: say which with "
+            "image-column"
+        )
     raise ConfigError(
-        f"{source} has the columns {schema.names}: one must hold images, and there are "
-        f"{several}; say which with image-column"
+        f"{source} has the columns {schema.names}: one must hold images, as the bytes "
+        "of image files or as their paths, and none does"
     )
 
 
@@ -160,6 +171,11 @@ def _label_column(
     named = [name for name in _LABELS if name in schema.names] or list(schema.classes)
     if len(named) == 1:
         return named[0]
+    if named:
+        raise ConfigError(
+            f"{source} has the columns {schema.names}, and {' and '.join(named)} may "
+            'be the class: say which with label-column="..."'
+        )
     others = [name for name in schema.names if name != image_column]
     raise ConfigError(
         f"{source} has the columns {schema.names}: one must be the class, called "
@@ -174,7 +190,8 @@ def of_arrow(
     source: str,
     label: str,
     class_names: list[str] | None = None,
-    folder: Path | None = None,
+    folder: Path = Path(),
+    files: Sequence[str] | None = None,
 ) -> Table:
     """Return the table of a column of images and one of labels.
 
@@ -185,32 +202,51 @@ def of_arrow(
         label: the label column's name.
         class_names: what the numbers stand for; None if they stand for themselves.
         folder: what paths are relative to.
+        files: the files that paths may name; None for any.
     """
     named = _named(labels, source, label, class_names)
-    encoded: list[bytes] = []
-    places = []
+    there = None if files is None else {os.path.normpath(path) for path in files}
+    paths: dict[int, str] = {}
     for row, cell in enumerate(images):
         value = cell.as_py()
-        content = value if isinstance(value, bytes) else None
-        path = value if isinstance(value, str) else None
-        if isinstance(value, dict):
-            content, path = value.get("bytes"), value.get("path")
-        places.append(f"row {row} of {source}")
-        if content is None and path and folder is not None:
-            file = folder / path
-            if not file.is_file():
-                raise ConfigError(f"row {row} of {source}: there is no file {file}")
-            content = file.read_bytes()
-        if content is None:
+        inside = value.get("bytes") if isinstance(value, dict) else value
+        path = value.get("path") if isinstance(value, dict) else value
+        if isinstance(inside, bytes):
+            continue
+        if value is None or not isinstance(path, str):
             raise ConfigError(
                 f"row {row} of {source} has no image: remove the row"
                 if value is None or isinstance(value, dict)
                 else f"{source}: its images are {images.type}, not the bytes of image "
                 "files: save them as PNG"
             )
-        encoded.append(content)
+        file = os.path.normpath(folder / path)
+        if not os.path.isfile(file) if there is None else file not in there:
+            raise ConfigError(
+                f"row {row} of {source}: there is no image {path!r} in {folder}"
+            )
+        paths[row] = file
     names = class_names or in_order(set(named))
-    return Table(encoded, places, named, [nfc(name) for name in names])
+    places = [f"row {row} of {source}" for row in range(len(named))]
+    return Table(Cells(images, paths), places, named, [nfc(name) for name in names])
+
+
+class Cells(Sequence[bytes]):
+    """The images in a column, made into bytes or read when they are asked for."""
+
+    def __init__(self, column: "pa.ChunkedArray", paths: Mapping[int, str]) -> None:
+        self.paths = paths
+        """By row, of images that are files beside the table."""
+        self._column = column
+
+    def __len__(self) -> int:
+        return len(self._column)
+
+    def __getitem__(self, row: Any) -> Any:
+        if row in self.paths:
+            return Path(self.paths[row]).read_bytes()
+        value = self._column[int(row)].as_py()
+        return value["bytes"] if isinstance(value, dict) else value
 
 
 def _named(

@@ -174,7 +174,7 @@ def look_at(encoded: bytes, look: Callable[[Image.Image, bytes], _T]) -> _T:
             bare = _without_text(encoded)
             with Image.open(io.BytesIO(bare), formats=FORMATS) as image:
                 return look(image, bare)
-    except DamagedError:
+    except (DamagedError, MemoryError):
         raise
     except Exception as error:
         raise DamagedError(_reason(encoded, error)) from error

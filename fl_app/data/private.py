@@ -13,7 +13,7 @@ import json
 import logging
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from fl_app.data.datasets import Dataset, recipe_augmentation
 from fl_app.data.decoding import Array, Client
 from fl_app.data.folders import Known
 from fl_app.data.layouts import Layout, Survey, layout
+from fl_app.data.lots import Damaged
 from fl_app.data.partition import Partition
 from fl_app.data.pixels import Form
 from fl_app.data.sources import columns_of, folder_key, sizing_of
@@ -98,13 +99,20 @@ class Node:
 
         def build() -> cache.Built:
             client, account = self._read(tree, config)
-            images, labels = decoding.arrays_of(client.tables, to, account)
-            decoding.note_form(account, to.form)
-            log.info("%s: %s", self.folder, account.line())
+            into = decoding.Into(to.form, account.done, Damaged())
+            images, labels = decoding.laid_out(client.tables, to, into)
+            arrays: dict[str, Array | cache.Stream]
             arrays = {"images": images, "labels": labels}
             if client.validation:
                 arrays["own-validation"] = decoding.own_validation([client])
-            return arrays, {}
+
+            def described() -> dict[str, Any]:
+                into.damaged.check()
+                decoding.note_form(account, to.form)
+                log.info("%s: %s", self.folder, account.line())
+                return {}
+
+            return arrays, described
 
         arrays, _ = cache.open_or_build(f"{key}-{agreement[:8]}-{known[:4]}", build)
         images, labels = arrays["images"], arrays["labels"]
@@ -163,13 +171,14 @@ class Agreement:
         """
         self._config = config
         self._test: Table | None = None
+        self._account: Account | None = None
         if config.test_path:
             folder = project_path(config.test_path, "test-path")
             if not folder.is_dir():
                 raise ConfigError(
                     f"test-path = {config.test_path!r}: there is no such folder"
                 )
-            self._test = reading.read_test(
+            self._test, self._account = reading.read_test(
                 scan(folder), columns_of(config), _known(config)
             )
         self._agreed: dict[str, Any] = {}
@@ -222,8 +231,17 @@ class Agreement:
         width, height = to.form.size
         channels = 1 if to.form.mode == "L" else 3
         nothing = np.empty((0, channels, height, width), np.uint8)
-        test = decoding.arrays_of([self._test], to) if self._test else None
-        return _dataset(self._agreed, to, nothing, np.empty(0, np.int64), test=test)
+        no_labels = np.empty(0, np.int64)
+        if self._test is None or self._account is None:
+            return _dataset(self._agreed, to, nothing, no_labels, test=None)
+        test = decoding.arrays_of([self._test], to, self._account)
+        decoding.note_form(self._account, to.form)
+        made = _dataset(self._agreed, to, nothing, no_labels, test=test)
+        return replace(
+            made,
+            account=f"test-path: {self._account.line()}",
+            warnings=self._account.warnings(),
+        )
 
     def _allowed_classes(self) -> list[str] | None:
         """Return the federation's classes; None where nodes alone can say."""

@@ -22,7 +22,7 @@ from fl_app.data.layouts import AUTO, Sizing
 from fl_app.data.pixels import Form
 from fl_app.data.splits import TEST, TRAIN, VALIDATION, split_of
 from fl_app.data.tables import BY_NAME, Columns, Table
-from fl_app.data.tree import Tree
+from fl_app.data.tree import Tree, shown
 
 
 def read_digits(sizing: Sizing = AUTO) -> cache.Contents:
@@ -61,14 +61,13 @@ def read_hub(
         )
         train = _hub_table(hub.load_split("train"), hub_id, columns)
         names = {"train"} | set(hub._dataset)
-        joins = [n for n in names if is_own and split_of(n) == VALIDATION]
+        joins = [n for n in sorted(names) if is_own and split_of(n) == VALIDATION]
         for name in joins:
             train = tables.joined(
                 [train, _hub_table(hub.load_split(name), hub_id, columns)]
             )
-        tests = [_hub_table(hub.load_split("test"), hub_id, columns)] * (
-            "test" in names
-        )
+        has_test = "test" in names
+        test = _hub_table(hub.load_split("test"), hub_id, columns) if has_test else None
     except ConfigError:
         raise
     except Exception as error:  # any of a dozen libraries may raise here
@@ -78,11 +77,10 @@ def read_hub(
             f"({hub_id}: {reason}): check the name and the network, or point data-dir "
             "at a folder that holds a copy"
         ) from error
-    account = Account(num_splits=1 + len(joins) + len(tests))
+    account = Account(num_splits=1 + len(joins) + has_test)
     account.notes += [f"split {name!r} joins training" for name in joins]
     if unread := sorted(names - {"train", "test", *joins}):
         account.notes.append(f"splits left unread: {', '.join(unread)}")
-    test = tests[0] if tests else None
     source = Source([Client(train)], test, is_own=is_own, account=account)
     return cache.in_memory(decode(source, sizing))
 
@@ -117,7 +115,7 @@ def read_folder(
 ) -> cache.Built:
     """Return a folder of classes; its `val` joins the images to train on."""
     content = folders.read_set(tree.top, columns)
-    account = _account(tree, [content])
+    account = _account(tree, [content], columns)
     train = content.splits[TRAIN]
     if validation := content.splits.get(VALIDATION):
         number = len(validation.labels)
@@ -133,7 +131,7 @@ def read_owners(tree: Tree, columns: Columns, sizing: Sizing) -> cache.Built:
     """Return a folder of folders, one per client; `test/` in it is the server's."""
     owned = owners.read_owners(tree.top, columns)
     contents = [*owned.owners.values(), *([owned.test] if owned.test else [])]
-    account = _account(tree, contents)
+    account = _account(tree, contents, columns)
     tests = [c.splits[TEST] for c in contents if TEST in c.splits]
     clients = [
         Client(content.splits[TRAIN], content.splits.get(VALIDATION), name)
@@ -148,7 +146,11 @@ def read_owners(tree: Tree, columns: Columns, sizing: Sizing) -> cache.Built:
         )
     own_tests = len(tests) - (owned.test is not None)
     if own_tests:
-        account.notes.append(f"test images of {own_tests} clients are tested together")
+        account.notes.append(
+            f"clients whose own test images are tested together: {own_tests}"
+        )
+    if not tests:
+        account.notes.append("no image is for testing")
     account.num_owners = len(clients)
     account.num_splits = 1 + bool(number) + bool(tests)
     test = tables.joined(tests) if tests else None
@@ -163,9 +165,9 @@ def read_client(
 
     A split for testing is left where it is: nobody asks a client for it.
     """
-    content = folders.read_set(tree.top, columns, known)
+    content = folders.read_set(tree.top, columns, known, is_careful=True)
     client = Client(content.splits[TRAIN], content.splits.get(VALIDATION))
-    account = _account(tree, [content])
+    account = _account(tree, [content], columns)
     account.num_splits = len(client.tables)
     account.num_images = sum(len(table.labels) for table in client.tables)
     names = tables.united([table.class_names for table in client.tables])
@@ -180,17 +182,35 @@ def read_client(
     return client, account
 
 
-def read_test(tree: Tree, columns: Columns, known: folders.Known) -> Table:
+def read_test(
+    tree: Tree, columns: Columns, known: folders.Known
+) -> tuple[Table, Account]:
     """Return the images of the server's own test folder, whatever splits it has."""
     content = folders.read_set(tree.top, columns, known)
-    return tables.joined(list(content.splits.values()))
+    table = tables.joined(list(content.splits.values()))
+    account = _account(tree, [content], columns)
+    account.num_images, account.num_splits = len(table.labels), len(content.splits)
+    account.num_classes = len(table.class_names)
+    if len(content.splits) > 1:
+        account.notes.append("all splits are tested on")
+    return table, account
 
 
-def _account(tree: Tree, contents: list[Content]) -> Account:
-    """Begin the account of a folder with what is not read of it."""
+def _account(tree: Tree, contents: list[Content], columns: Columns) -> Account:
+    """Begin the account of a folder with what is not read of it.
+
+    Raises:
+        ConfigError: columns are named, and no table has been read.
+    """
     account = Account(num_leftovers=tree.num_leftovers)
     account.passed_over = tree.top.passed_over()
     used = set[str]().union(*(content.used for content in contents))
+    if columns != BY_NAME and not used:
+        raise ConfigError(
+            f"{shown(tree.top.path)}: no table is read of it, and so image-column = "
+            f"{columns.image!r} and label-column = {columns.label!r} name no column: "
+            "leave them empty, or mend the table's header"
+        )
     for folder in tree.top.walk():
         beside = [*folder.tables, *([folder.metadata] if folder.metadata else [])]
         account.passed_over.update(

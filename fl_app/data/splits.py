@@ -40,6 +40,25 @@ def split_of_table(top: Folder, path: str) -> str | None:
     return next(iter(found), None)
 
 
+def refuse_near_splits(folder: Folder) -> None:
+    """Refuse folders whose names are nearly those of splits, as train_set and test_set.
+
+    Raises:
+        ConfigError: names differ in nothing but the words of splits in them.
+    """
+    names = [
+        re.split(r"[^a-z]+", inner.name.casefold().strip()) for inner in folder.full
+    ]
+    words = {frozenset(filter(None, map(split_of, name))) for name in names}
+    rest = {tuple(w for w in name if not split_of(w)) for name in names}
+    if len(words) > 1 and all(words) and len(rest) == 1 and any(rest):
+        raise ConfigError(
+            f"{shown(folder.path)}: {listed(f.name for f in folder.full)} may be "
+            "splits: call them train, val and test. If they are classes, give them "
+            "other names"
+        )
+
+
 def mention_splits(paths: Sequence[str]) -> bool:
     """Whether names of several files contain words of splits, other than wholly."""
     words = [

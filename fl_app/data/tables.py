@@ -2,10 +2,12 @@
 
 import re
 import unicodedata
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
-from typing import overload
+from typing import Any
 
 from fl_app.data.tree import shown
 
@@ -43,13 +45,7 @@ class Files(Sequence[bytes]):
     def __len__(self) -> int:
         return len(self.paths)
 
-    @overload
-    def __getitem__(self, index: int) -> bytes: ...
-    @overload
-    def __getitem__(self, index: slice) -> "Files": ...
-    def __getitem__(self, index: int | slice) -> "bytes | Files":
-        if isinstance(index, slice):
-            return Files(self.paths[index])
+    def __getitem__(self, index: Any) -> Any:
         return Path(self.paths[index]).read_bytes()
 
 
@@ -62,14 +58,25 @@ class Places(Sequence[str]):
     def __len__(self) -> int:
         return len(self._paths)
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> "Places": ...
-    def __getitem__(self, index: int | slice) -> "str | Places":
-        if isinstance(index, slice):
-            return Places(self._paths[index])
+    def __getitem__(self, index: Any) -> Any:
         return shown(self._paths[index])
+
+
+class Chain(Sequence[Any]):
+    """Several sequences, one after the other, without a copy."""
+
+    def __init__(self, parts: Sequence[Sequence[Any]]) -> None:
+        self._parts = list(parts)
+        self._ends = list(accumulate(map(len, parts)))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, index: Any) -> Any:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        part = bisect_right(self._ends, int(index))
+        return self._parts[part][int(index) - (self._ends[part - 1] if part else 0)]
 
 
 def of_files(paths: list[str], labels: list[str]) -> Table:
@@ -81,7 +88,7 @@ def in_order(names: Iterable[str]) -> list[str]:
     """Return names of classes in order: as numbers if all are, else as text."""
     names = list(names)
     numeric = all(re.fullmatch(r"-?\d{1,18}", name) for name in names)
-    return sorted(names, key=int if numeric else str)
+    return sorted(names, key=lambda name: (int(name) if numeric else 0, name))
 
 
 def joined(tables: Sequence[Table]) -> Table:
@@ -89,10 +96,8 @@ def joined(tables: Sequence[Table]) -> Table:
     if len(tables) == 1:
         return tables[0]
     return Table(
-        [image for table in tables for image in table.images]
-        if not all(isinstance(table.images, Files) for table in tables)
-        else Files([p for t in tables for p in t.images.paths]),  # type: ignore[attr-defined]
-        [place for table in tables for place in table.places],
+        Chain([table.images for table in tables]),
+        Chain([table.places for table in tables]),
         [label for table in tables for label in table.labels],
         united([table.class_names for table in tables]),
     )
