@@ -146,6 +146,29 @@ def test_any_size_is_brought_to_the_models(client: TestClient) -> None:
     assert answer["label"] == ask(client, encoded(digit(5)))["label"]
 
 
+def test_a_picture_that_lies_on_its_side_is_turned_and_said(client: TestClient) -> None:
+    lying = Image.fromarray(
+        np.rot90(digit(5))
+    )  # as a camera turned to the right has it
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = io.BytesIO()
+    lying.save(file, format="PNG", exif=exif)
+    answer, upright = ask(client, file.getvalue()), ask(client, encoded(digit(5)))
+    assert answer["image"]["converted"] == ["turned upright by EXIF"]
+    assert answer["probabilities"] == upright["probabilities"]
+
+
+def test_what_is_transparent_is_white_and_said(client: TestClient) -> None:
+    cut = np.zeros((8, 8, 4), np.uint8)
+    cut[2:6, 2:6] = (90, 90, 90, 255)
+    whole = np.full((8, 8), 255, np.uint8)
+    whole[2:6, 2:6] = 90
+    answer, plain = ask(client, encoded(cut, mode="RGBA")), ask(client, encoded(whole))
+    assert answer["image"]["converted"] == ["transparency put on white", "RGBA to grey"]
+    assert answer["probabilities"] == plain["probabilities"]
+
+
 def test_a_tail_behind_the_image_is_not_looked_at(client: TestClient) -> None:
     answer = ask(client, encoded(digit(5)) + b"<script>" * 1000)
     assert answer == ask(client, encoded(digit(5)))
