@@ -467,3 +467,13 @@ def test_the_servers_test_images_are_accounted_for(tmp_path: Path) -> None:
     assert "read 4 images" in data.account
     assert "1 .heic" in data.account
     assert data.warnings
+
+
+def test_splits_of_one_kind_over_owners_are_read_together(tmp_path: Path) -> None:
+    counts = {"train": 6, "val": 2, "dev": 3}
+    for split, number in counts.items():
+        plant(tmp_path, {f"{split}/{o}/{c}": number for o in ("n", "s") for c in "ab"})
+    data = look(tmp_path, "folders").data
+    assert len(data.train_labels) == 2 * 2 * (6 + 2 + 3)
+    assert data.own_validation is not None
+    assert int(data.own_validation.sum()) == 2 * 2 * (2 + 3)

@@ -550,3 +550,34 @@ def test_classes_that_no_row_has_are_kept(tmp_path: Path) -> None:
     info = features({"label": ["cat", "dog", "owl"]})
     write_parquet(tmp_path / "train.parquet", columns, info)
     assert look(tmp_path).all == {"cat": 10, "dog": 10, "owl": 0}
+
+
+# --- what a last reading of the code found
+
+
+@pytest.mark.parametrize("names", [("train_data", "test_data"), ("my-train", "my-val")])
+def test_folders_that_are_nearly_splits_are_refused(
+    tmp_path: Path, names: tuple[str, str]
+) -> None:
+    for name in names:
+        write_parquet(
+            tmp_path / name / "0.parquet", {"image": drawn(), "label": pets()}
+        )
+    assert "to which split" in refusal(tmp_path)
+
+
+def test_an_image_has_one_class_in_a_table(tmp_path: Path) -> None:
+    for name in ("0.png", "1.png"):
+        put(tmp_path / "images" / name, flat(9))
+    rows = {"image": ["images/0.png", "images/1.png", "images/0.png"]}
+    write_parquet(tmp_path / "train.parquet", rows | {"label": ["cat", "dog", "dog"]})
+    said = refusal(tmp_path)
+    assert "more than once" in said
+    assert "0.png" in said
+
+
+def test_a_table_of_tests_alone_is_read_and_said(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "test.parquet", {"image": drawn(), "label": pets()})
+    seen = look(tmp_path)
+    assert seen.all == {"cat": 10, "dog": 10}
+    assert any("only split" in line for line in seen.data.warnings)

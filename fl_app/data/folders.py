@@ -83,12 +83,14 @@ def read_set(
         content.cautions += _cautions(folder, columns)
         content.splits[TRAIN] = _of_classes(folder, columns, content)
         if folder is not top and split_of(folder.name) not in (None, TRAIN):
-            content.cautions.append(
-                f"{folder.name} is the only split there is: it is read as the whole set"
-            )
+            content.cautions.append(_alone(folder.name))
     else:
         _agree(splits, columns, known, content, is_careful=is_careful)
     return content
+
+
+def _alone(split: str) -> str:
+    return f"{split} is the only split there is: it is read as the whole set"
 
 
 def _cautions(folder: Folder, columns: Columns) -> list[str]:
@@ -409,11 +411,11 @@ def _pictured(top: Folder, columns: Columns) -> list[str]:
 def _of_parquet(
     top: Folder, paths: Sequence[str], columns: Columns, content: Content
 ) -> Content:
-    images, named = top.all_images(), set[str]()
+    images, named = top.all_images(), Counter[str]()
     splits: dict[str | None, list[str]] = defaultdict(list)
     for path in paths:
         splits[split_of_table(top, path)].append(path)
-    if None in splits and (len(splits) > 1 or mention_splits(splits[None])):
+    if None in splits and (len(splits) > 1 or mention_splits(top, splits[None])):
         some = listed(os.path.basename(p) for p in splits[None])
         raise ConfigError(
             f"{shown(top.path)}: it cannot be told to which split {some} belong: call "
@@ -426,6 +428,11 @@ def _of_parquet(
             if isinstance(table.images, parquet.Cells):
                 named.update(table.images.paths.values())
         content.splits[split or TRAIN] = tables.joined(found)
+    if repeated := [path for path, number in named.items() if number > 1]:
+        raise ConfigError(
+            f"{shown(top.path)}: tables name {shown(repeated[0])} more than once: an "
+            "image has one class"
+        )
     if len(images) > len(named):
         content.passed_over["images not named in a table"] = len(images) - len(named)
     if TRAIN not in content.splits:
@@ -433,7 +440,9 @@ def _of_parquet(
             raise ConfigError(
                 f"{shown(top.path)} has splits {sorted(content.splits)} but no 'train'"
             )
-        content.splits = {TRAIN: next(iter(content.splits.values()))}
+        ((alone, table),) = content.splits.items()
+        content.splits = {TRAIN: table}
+        content.cautions.append(_alone(alone))
     content.used.update(paths)
     return content
 

@@ -43,13 +43,14 @@ def _two_readings(top: Folder, uppers: Sequence[Folder], columns: Columns) -> st
     except ConfigError:
         sites = f'Sites {first}: then give partitioner="folders"'
     else:
-        tables = {n: list(c.splits.values()) for n, c in owned.owners.items()}
-        of = _numbered(n for n, ts in tables.items() for t in ts for _ in t.labels)
-        every = [label for ts in tables.values() for t in ts for label in t.labels]
-        sites = (
-            f"Sites {of} with the classes {_numbered(every)}: then give "
-            'partitioner="folders"'
-        )
+        labels = [
+            (name, label)
+            for name, content in owned.owners.items()
+            for table in content.splits.values()
+            for label in table.labels
+        ]
+        of, every = (_numbered(column) for column in zip(*labels, strict=True))
+        sites = f'Sites {of} with the classes {every}: then give partitioner="folders"'
     return (
         f"{shown(top.path)} can be read in two ways, and which is meant cannot be told "
         f"from the names. {sites}. Or classes {first} with folders such as {lower!r} "
@@ -148,7 +149,7 @@ def _around_owners(top: Folder) -> Folder:
 
 def _owners_in_splits(top: Folder, columns: Columns) -> Owned:
     """Read `train/north/ill` and the like."""
-    parts: dict[str, dict[str, Folder]] = defaultdict(dict)
+    parts: dict[str, dict[str, list[Folder]]] = defaultdict(lambda: defaultdict(list))
     server: list[Folder] = []
     for folder in top.full:
         split = split_of(folder.name)
@@ -157,7 +158,7 @@ def _owners_in_splits(top: Folder, columns: Columns) -> Owned:
             server.append(folder)
             continue
         for owner in folder.full:
-            parts[owner.name].setdefault(split, owner)
+            parts[owner.name][split].append(owner)
     lacking = [name for name, splits in parts.items() if TRAIN not in splits]
     if lacking or not parts:
         raise ConfigError(
@@ -165,21 +166,21 @@ def _owners_in_splits(top: Folder, columns: Columns) -> Owned:
             "validate or test with and none to train on; with partitioner = 'folders' "
             "each folder in a split is a client"
         )
-    trained = [splits[TRAIN] for splits in parts.values()]
+    trained = [folder for splits in parts.values() for folder in splits[TRAIN]]
     known = _known_classes(trained, columns)
     owners = {}
     for name, splits in sorted(parts.items()):
-        contents = {
-            s: read_set(f, columns, known, is_careful=True) for s, f in splits.items()
-        }
         owners[name] = Content({})
-        for split, content in contents.items():
-            if content.splits.keys() != {TRAIN}:
-                raise ConfigError(
-                    f"{shown(splits[split].path)} has splits in it, below a split"
-                )
-            owners[name].splits[split] = content.splits[TRAIN]
-            owners[name].take_over(content)
+        for split, of in splits.items():
+            contents = [read_set(f, columns, known, is_careful=True) for f in of]
+            for content, folder in zip(contents, of, strict=True):
+                if content.splits.keys() != {TRAIN}:
+                    raise ConfigError(
+                        f"{shown(folder.path)} has splits in it, below a split"
+                    )
+                owners[name].take_over(content)
+            found = tables.joined([content.splits[TRAIN] for content in contents])
+            owners[name].splits[split] = found
     tests = [_test_of(folder, columns, known) for folder in server]
     return Owned(owners, _merged(tests))
 

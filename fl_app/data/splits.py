@@ -59,11 +59,12 @@ def refuse_near_splits(folder: Folder) -> None:
         )
 
 
-def mention_splits(paths: Sequence[str]) -> bool:
-    """Whether names of several files contain words of splits, other than wholly."""
+def mention_splits(top: Folder, paths: Sequence[str]) -> bool:
+    """Whether several files, or folders of theirs, have words of splits in names."""
+    names = [str(Path(path).relative_to(top.path).with_suffix("")) for path in paths]
     words = [
-        {split_of(w) for w in re.split(r"[^a-z]+", Path(p).stem.casefold())} - {None}
-        for p in paths
+        {split_of(word) for word in re.split(r"[^a-z]+", name.casefold())} - {None}
+        for name in names
     ]
     return len(paths) > 1 and any(words) and len({frozenset(w) for w in words}) > 1
 
